@@ -1,8 +1,8 @@
 """Many numbers that share a scale: cut into tiles, choose each tile's scale, round the elements, and back.
 
-Written from spec/blocks.md and packing.md. A data type arrives as a dict {"element", "scale", "tile", "rule", "outer",
-"recipe"}; formats maps the format names in it to dicts as scalar.py wants them. Arrays are flat lists in row-major
-order with a shape beside them.
+Written from spec/blocks.md and packing.md. A data type arrives as a dict {"element", "scale", "tile", "rule",
+"outer", "recipe"}; formats maps the format names in it to dicts as scalar.py wants them. Arrays are flat
+lists in row-major order with a shape beside them.
 """
 
 from fractions import Fraction
@@ -11,21 +11,22 @@ from typing import NamedTuple
 
 from spec.oracle.scalar import NAN, NUMBER, INFINITE, Value, decode, encode, exact, facts
 
-SAT = {"above": ("max",), "infinite": ("max",), "nan": ("nan", "+max"), "nan_int": "zero", "nan_code": "quiet",
-       "stop": "never", "negative": ("max",), "zero": "min", "lowest": "full", "exceptions": ()}      # OVER-2
-IEEE = dict(SAT, above=("inf", "nan", "max"), infinite=("inf", "nan", "max"), nan_code="quiet",
-            stop="ieee", negative=("nan", "max"))                                                     # BLOCK-11
+SAT = {"above": ("max",), "infinite": ("max",), "nan": ("nan", "+max"), "nan_int": "zero",          # OVER-2
+       "nan_code": "quiet", "stop": "never", "negative": ("max",), "zero": "min", "lowest": "full",
+       "exceptions": ()}
+OUT = dict(SAT, above=("inf", "nan", "max"), infinite=("inf", "nan", "max"),                       # BLOCK-11
+           negative=("nan", "max"))
 
 
 class Quantised(NamedTuple):
-    """codes: one per element. scales: one per tile, None if unscaled. outer: code of the tensor's own scale or None."""
+    """Codes of the elements, scale codes of the tiles, the tensor's own scale code; None where absent."""
 
     codes: list
     scales: list
     outer: int
 
 
-# --- tiles --------------------------------------------------------------------------------------------------------
+# --- tiles ----------------------------------------------------------------------------------------
 
 def tiles(shape, axis, tile):
     """BLOCK-1, BLOCK-8: the flat indices of every tile, in the order of the scales."""
@@ -51,7 +52,7 @@ def _top(fmt):
     return f.high * Fraction(2) ** f.quantum
 
 
-# --- scales -------------------------------------------------------------------------------------------------------
+# --- scales ---------------------------------------------------------------------------------------
 
 def floor_log2(x):
     """The largest k with 2**k <= x, for a positive Fraction."""
@@ -67,7 +68,7 @@ def floor_scale(amax, element, scale):
 
 
 def amax_scale(ratio, scale):
-    """BLOCK-9: the code of a positive ratio rounded to nearest, never to zero, never past the largest scale."""
+    """BLOCK-9: a positive ratio as a scale code: to nearest, never zero, never past the largest."""
     code = encode(exact(ratio), scale, "rne", SAT)
     return code or 1
 
@@ -82,7 +83,7 @@ def outer_scale(amaxes, block, formats):
 
 
 def tile_scale(amax, block, formats, recipe, outer):
-    """The scale code of one tile (BLOCK-3, 5, 6, 7, 9, 10); outer is the tensor's own scale, 1 without one."""
+    """The scale code of one tile (BLOCK-3, 5, 6, 7, 9, 10); outer is the tensor's own scale, or 1."""
     element, scale = formats[block["element"]], formats[block["scale"]]
     if amax is None:
         return encode(Value(NAN), scale, "rne", SAT)
@@ -93,24 +94,29 @@ def tile_scale(amax, block, formats, recipe, outer):
     return amax_scale(amax / (_top(element) * outer), scale)
 
 
-# --- quantise -----------------------------------------------------------------------------------------------------
+# --- quantise -------------------------------------------------------------------------------------
 
-def quantise(values, shape, axis, block, formats, rounding="rne", random=None, recipe=None):
-    """Codes, scale codes and outer scale code of an array of Values (BLOCK-1..10). random: one (R, N) per element."""
+def quantise(values, shape, axis, block, formats, rounding="rne", random=None, recipe=None, outer=None):
+    """Codes, scale codes and outer scale code of an array of Values (BLOCK-1..10).
+
+    random holds one (R, N) per element; outer, where given, is the tensor's own scale code.
+    """
     element = formats[block["element"]]
     random = random or [None] * len(values)
     if block["scale"] is None:
-        return Quantised([encode(v, element, rounding, SAT, random=r) for v, r in zip(values, random)], None, None)
+        codes = [encode(v, element, rounding, SAT, random=r) for v, r in zip(values, random)]
+        return Quantised(codes, None, None)
     recipe = recipe or block["recipe"]
     cut = tiles(shape, axis, block["tile"])
     amaxes = [_amax([values[i] for i in tile]) for tile in cut]
-    outer = outer_scale(amaxes, block, formats) if block["outer"] else None
+    if block["outer"] and outer is None:
+        outer = outer_scale(amaxes, block, formats)
     outer_value = decode(outer, formats[block["outer"]]).magnitude if block["outer"] else Fraction(1)
     codes, scales = [0] * len(values), []
     for tile, amax in zip(cut, amaxes):
         scales.append(tile_scale(amax, block, formats, recipe, outer_value))
         if amax is None:
-            continue                                           # BLOCK-6: the scale says it all, elements are 0
+            continue                                           # BLOCK-6: the scale says it all
         step = decode(scales[-1], formats[block["scale"]]).magnitude * outer_value
         for i in tile:
             codes[i] = element_code(values[i], step, element, rounding, random[i])
@@ -123,7 +129,7 @@ def element_code(v, step, element, rounding, random=None):
     return encode(v._replace(magnitude=quotient), element, rounding, SAT, random=random)
 
 
-# --- dequantise ---------------------------------------------------------------------------------------------------
+# --- dequantise -----------------------------------------------------------------------------------
 
 def product(a, b):
     """The exact product of two Values: NaN if either is NaN or it is infinity times zero."""
@@ -146,10 +152,10 @@ def dequantise(q, shape, axis, block, formats, dtype):
                 values[i] = product(values[i], decode(code, formats[block["scale"]]))
     if q.outer is not None:
         values = [product(v, decode(q.outer, formats[block["outer"]])) for v in values]
-    return [encode(v, dtype, "rne", IEEE) for v in values]
+    return [encode(v, dtype, "rne", OUT) for v in values]
 
 
-# --- storage ------------------------------------------------------------------------------------------------------
+# --- storage --------------------------------------------------------------------------------------
 
 def pack(codes, bits):
     """PACK-1: one stream of bits, least significant first, zeros to the end of the last byte."""

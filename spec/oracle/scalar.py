@@ -284,7 +284,7 @@ def _stops(stop, rounding, negative, f):
         case "ieee":
             return inward or rounding == "rto"
         case "p3109":
-            odd = rounding == "rto" and not negative and not f.signed and f.special == "p3109-extended"
+            odd = rounding == "rto" and not negative and not f.signed and f.has_inf
             return inward or odd
         case "p3109-main":
             return inward
