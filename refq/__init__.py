@@ -1,9 +1,12 @@
 """refq: bit-exact reference for low-precision number formats, block-scaled quantisation and golden vectors."""
 
+from refq.blocks.quantize import Quantized, dequantize, fake_quantize, quantize
+from refq.blocks.rows import data_type
 from refq.errors import InputError
 from refq.formats.codec import convert, decode, encode
 from refq.formats.names import number_format
 
 __version__ = "0.1.0"
 
-__all__ = ["InputError", "convert", "decode", "encode", "number_format", "__version__"]
+__all__ = ["InputError", "Quantized", "convert", "data_type", "decode", "dequantize", "encode", "fake_quantize", "number_format",
+           "quantize", "__version__"]

@@ -1,0 +1,1 @@
+"""Many numbers sharing a scale: data types, scale rules, the quantiser, packing."""

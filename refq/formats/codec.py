@@ -55,16 +55,8 @@ def decode(codes, format, dtype=np.float32, out=None):
     """
     row, dtype = number_format(format), np.dtype(dtype)
     codes = _codes_array(codes, row)
-    _refuse_inexact(row, dtype)
     result = _result(out, codes.shape, dtype, codes)
-    flat, room = codes.reshape(-1), result.reshape(-1)
-    if row.width <= 8 and flat.size >= PAIRS_FROM:
-        _decode_pairs(row, dtype, flat, room)
-    elif row.width <= 16:
-        np.take(value_table(row, dtype), flat, out=room, mode="clip")
-    else:
-        for part in _chunks(flat.size):
-            room[part] = _values(row, flat[part], dtype)
+    decoder(row, dtype, codes.size)(codes.reshape(-1), result.reshape(-1))
     return _deliver(result, out)
 
 
@@ -74,20 +66,61 @@ def convert(codes, source, target, rounding="rne", overflow="sat", random_bits=N
     codes: array of unsigned integers below 2^width of the source format. Other arguments and errors as `encode`.
     """
     source, target = number_format(source), number_format(target)
-    rule, limits = rounding_rule(rounding), overflow_rule(overflow, target.special)
     codes = _codes_array(codes, source)
-    dtype = code_dtype(target)
-    random_bits, width = _random_operand(rule, random_bits, random_width, codes.shape)
-    result = _result(out, codes.shape, dtype, codes)
-    flat, room = codes.reshape(-1), result.reshape(-1)
-    fast = plan(source, target, rounding, overflow) if flat.size >= TABLE_FROM and not rule.stochastic else None
-    if fast is not None:
-        fast.run(flat, room)
-    else:
-        for part in _chunks(flat.size):
-            bits = None if random_bits is None else random_bits[part]
-            room[part] = _convert(flat[part], source, target, rule, limits, bits, width)
+    run = encoder(source, target, rounding, overflow, codes.size, random_width)
+    bits = random_operand(rounding_rule(rounding), random_bits, random_width, codes.shape)
+    result = _result(out, codes.shape, code_dtype(target), codes)
+    run(codes.reshape(-1), result.reshape(-1), bits)
     return _deliver(result, out)
+
+
+def encoder(source: Row, target: Row, rounding="rne", overflow="sat", size=1 << 62, random_width=None):
+    """A function (words, room, random_bits=None) that converts flat source codes into flat room, any number of times.
+
+    It owns its scratch memory, so a loop over pieces of one array makes it once. size: values expected in all; a few
+    are converted by the definition, many by a table.
+    """
+    rule, limits = rounding_rule(rounding), overflow_rule(overflow, target.special)
+    fast = plan(source, target, rounding, overflow) if size >= TABLE_FROM and not rule.stochastic else None
+    length = min(size, CHUNK)
+    if fast is None:
+        def run(words, room, random_bits=None):
+            for part in _chunks(words.size):
+                bits = None if random_bits is None else random_bits[part]
+                room[part] = _convert(words[part], source, target, rule, limits, bits, random_width or 0)
+    else:
+        word, index = np.empty(length, code_dtype(source)), np.empty(length, np.intp)
+
+        def run(words, room, random_bits=None):
+            for part in _chunks(words.size):
+                u = words[part]
+                fast.look_up(u, word[: u.size], index[: u.size], room[part])
+    return run
+
+
+def decoder(row: Row, dtype: np.dtype, size=1 << 62):
+    """A function (codes, room) that writes the values of flat codes into flat room; see `encoder`."""
+    _refuse_inexact(row, dtype)
+    if row.width > 16:
+        def run(codes, room):
+            for part in _chunks(codes.size):
+                room[part] = _values(row, codes[part], dtype)
+        return run
+    pairs = _pair_table(row, dtype) if row.width <= 8 and size >= PAIRS_FROM else None
+    single, index = value_table(row, dtype), np.empty(min(size, CHUNK), np.intp)
+
+    def look_up(table, words, room):
+        for part in _chunks(words.size):
+            i = index[: words[part].size]
+            i[...] = words[part]
+            table.take(i, out=room[part], mode="clip")      # indices are in range; "clip" avoids a buffered copy
+
+    def run(codes, room):
+        even = codes.size & ~1 if pairs is not None else 0
+        if even:
+            look_up(pairs, codes[:even].view(np.uint16), room[:even].view(pairs.dtype))
+        look_up(single, codes[even:], room[even:])
+    return run
 
 
 def code_dtype(row: Row) -> np.dtype:
@@ -314,13 +347,6 @@ class _Plan:
     infinity: int = 0
     zeros: bool = False
 
-    def run(self, words, room):
-        """Fill room with the codes of flat source words."""
-        word, index = np.empty(min(CHUNK, words.size), words.dtype), np.empty(min(CHUNK, words.size), np.intp)
-        for part in _chunks(words.size):
-            u = words[part]
-            self.look_up(u, word[: u.size], index[: u.size], room[part])
-
     def look_up(self, u, t, i, room):
         """One chunk: source words u, scratch t (as u) and i (intp), codes into room."""
         (self._upper if self.low is None else self._window)(u, t, i)
@@ -411,6 +437,9 @@ def value_table(row: Row, dtype: np.dtype) -> np.ndarray:
     return table
 
 
+_PAIR = {2: np.uint32, 4: np.uint64, 8: np.complex128}      # any dtype of twice the size: only its bytes matter
+
+
 @lru_cache(maxsize=64)
 def _pair_table(row: Row, dtype: np.dtype) -> np.ndarray:
     """Two values for each pair of neighbouring codes (little endian), packed into one word of twice the size."""
@@ -418,18 +447,7 @@ def _pair_table(row: Row, dtype: np.dtype) -> np.ndarray:
     single[: 1 << row.width] = value_table(row, dtype)
     pairs = np.empty((65536, 2), dtype)
     pairs[:, 0], pairs[:, 1] = np.tile(single, 256), np.repeat(single, 256)
-    return pairs.reshape(-1).view(f"V{2 * dtype.itemsize}" if dtype.itemsize == 8 else f"u{2 * dtype.itemsize}")
-
-
-def _decode_pairs(row: Row, dtype: np.dtype, codes, target):
-    pairs, even = _pair_table(row, dtype), codes.size & ~1
-    words, room = codes[:even].view(np.uint16), target[:even].view(pairs.dtype)
-    index = np.empty(min(CHUNK, words.size), np.intp)
-    for part in _chunks(words.size):
-        i = index[: words[part].size]
-        i[...] = words[part]
-        pairs.take(i, out=room[part], mode="clip")
-    target[even:] = value_table(row, dtype)[codes[even:]]
+    return pairs.reshape(-1).view(_PAIR[dtype.itemsize])
 
 
 def _values(row: Row, codes, dtype):
@@ -475,18 +493,19 @@ def _refuse_inexact(row: Row, dtype: np.dtype):
                          "refq.formats.values.exact for fractions")
 
 
-def _random_operand(rule, random_bits, width, shape):
+def random_operand(rule, random_bits, width, shape):
+    """The random operand as flat uint64, or None for a deterministic rule."""
     if not rule.stochastic:
         if random_bits is not None or width is not None:
             raise InputError(f"rounding {rule.name!r} takes no random_bits; the stochastic ones are sra, srb and src")
-        return None, 0
+        return None
     if random_bits is None or width is None or not 1 <= width <= 32:
         raise InputError(f"rounding {rule.name!r} needs random_bits and a random_width of 1 to 32, got random_width={width}")
     bits = np.asarray(random_bits)
     if bits.dtype.kind not in "ui" or bits.size and (int(bits.min()) < 0 or int(bits.max()) >> width):
         raise InputError(f"random_bits must be integers from 0 to 2^{width} - 1")
     try:
-        return np.broadcast_to(bits.astype(np.uint64), shape).reshape(-1), width
+        return np.broadcast_to(bits.astype(np.uint64), shape).reshape(-1)
     except ValueError:
         raise InputError(f"random_bits of shape {bits.shape} do not broadcast to {tuple(shape)}") from None
 

@@ -1,0 +1,148 @@
+"""THE table of data types: a number format for the elements, and what shares a scale in which format.
+
+A data type outside the table is named by rule: `<element>_<scale format>_<t<N>|channel|tensor>`, as in
+`int4_bfloat16_t32` or `e4m3fn_float32_channel`; a bare number format is the unscaled cast. Spec: BLOCK-2.
+"""
+
+import difflib
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from fractions import Fraction
+from functools import lru_cache
+
+from refq.errors import InputError
+from refq.formats.codec import code_dtype
+from refq.formats.names import number_format
+from refq.formats.rows import Row
+
+RULES = {
+    "none": "no scale: every value is cast as it is",
+    "floor": "shared exponent floor(log2 amax) - emax of the element (OCP MX 6.3)",
+    "amax": "scale = amax / largest element value, rounded to nearest even in the scale format",
+}
+
+
+@dataclass(frozen=True)
+class Block:
+    """One data type.
+
+    element, scale, outer: number format names (scale None: unscaled; outer: format of a second, per-tensor scale).
+    tile: values along the axis that share a scale: a number, "channel" (the whole axis) or "tensor".
+    rule: how a tile's values become its scale, a key of RULES. recipe: the default recipe (Spec: BLOCK-2).
+    """
+
+    name: str
+    element: str
+    scale: str | None = None
+    tile: int | str | None = None
+    rule: str = "none"
+    outer: str | None = None
+    recipe: str = "exact"
+    ref: str = ""
+    aka: tuple[str, ...] = ()
+
+    def __post_init__(self):
+        if self.rule not in RULES:
+            raise InputError(f"{self.name}: scale rule {self.rule!r} is not known; allowed are {', '.join(RULES)}")
+        if (self.scale is None) != (self.rule == "none") or (self.scale is None) != (self.tile is None):
+            raise InputError(f"{self.name}: a scale needs a rule and a tile, and the other way round")
+        if self.scale and self.tile not in ("channel", "tensor") and not (isinstance(self.tile, int) and self.tile >= 1):
+            raise InputError(f"{self.name}: tile {self.tile!r} is not allowed; a number from 1, 'channel' or 'tensor' is")
+        if self.scale and not (self.scale_row.has_nan and self.element_row.max > 0):
+            raise InputError(f"{self.name}: the scale format must have a NaN and the element a positive value")
+        if self.rule == "floor" and self.scale_row.special != "scale":
+            raise InputError(f"{self.name}: rule floor needs an exponent scale format such as e8m0, not {self.scale}")
+        if self.rule == "amax" and (not self.scale_row.has_zero or not self.scale_row.is_float):
+            raise InputError(f"{self.name}: rule amax needs a floating scale format with a zero, not {self.scale}")
+        if self.outer not in (None, "float32") or (self.outer and self.rule != "amax"):
+            raise InputError(f"{self.name}: the outer scale is float32 or none, and goes with rule amax, not {self.outer!r}")
+
+    @property
+    def element_row(self) -> Row:
+        return number_format(self.element)
+
+    @property
+    def scale_row(self) -> Row:
+        return number_format(self.scale)
+
+    @property
+    def bits_per_value(self) -> Fraction:
+        """Element bits plus the scale's share in a full tile; scales per channel or tensor count as nothing (BLOCK-12)."""
+        bits = Fraction(self.element_row.width)
+        return bits + Fraction(8 * code_dtype(self.scale_row).itemsize, self.tile) if isinstance(self.tile, int) else bits
+
+
+def _mx(name, element, ref, *aka):
+    return Block(name, element, "e8m0", 32, "floor", recipe="ocp", ref=ref, aka=aka)
+
+
+DATA_TYPES: dict[str, Block] = {row.name: row for row in [
+    _mx("mxfp8_e4m3", "e4m3fn", "OCP MX 5.3.1", "mxfp8", "mxfp8_e4m3fn", "mx_e4m3"),
+    _mx("mxfp8_e5m2", "e5m2", "OCP MX 5.3.1", "mx_e5m2"),
+    _mx("mxfp6_e2m3", "e2m3", "OCP MX 5.3.2", "mxfp6", "mx_e2m3"),
+    _mx("mxfp6_e3m2", "e3m2", "OCP MX 5.3.2", "mx_e3m2"),
+    _mx("mxfp4", "e2m1", "OCP MX 5.3.3", "mxfp4_e2m1", "mx_e2m1"),
+    _mx("mxint8", "mxint8", "OCP MX 5.3.4"),
+    Block("nvfp4", "e2m1", "ue4m3", 16, "amax", outer="float32", ref="NVFP4"),
+    Block("int8", "int8", "binary32", "channel", "amax", ref="ONNX DequantizeLinear-21", aka=("int8_float32_channel",)),
+    Block("int4", "int4", "binary16", 32, "amax", ref="ONNX DequantizeLinear-21", aka=("int4_float16_t32",)),
+]}
+
+AMBIGUOUS = {
+    "fp8": ("e4m3fn_float32_channel", "e5m2_float32_channel", "mxfp8_e4m3"),
+    "fp4": ("mxfp4", "nvfp4"),
+    "fp6": ("mxfp6_e2m3", "mxfp6_e3m2"),
+    "mxfp": ("mxfp8_e4m3", "mxfp6_e2m3", "mxfp4"),
+}
+
+_BY_RULE = re.compile(r"(.+)_([^_]+)_(t[1-9]\d*|channel|tensor)")
+
+
+def data_type(name) -> Block:
+    """The row of a data type from any of its spellings; a row is returned as it is.
+
+    Raises InputError for unknown and for ambiguous spellings, naming the candidates. Spec: BLOCK-2.
+    """
+    if isinstance(name, Block):
+        return name
+    if isinstance(name, Row):
+        return Block(name.name, name.name)
+    if not isinstance(name, str):
+        raise InputError(f"a data type is named by a string or given as a row, not {name!r}")
+    key = name.strip().lower()
+    spellings = {spelling: row for row in DATA_TYPES.values() for spelling in (row.name, *row.aka)}
+    if key in spellings:
+        return spellings[key]
+    if key in AMBIGUOUS:
+        raise InputError(f"data type {name!r} is ambiguous; say which: {', '.join(AMBIGUOUS[key])}")
+    if shape := _BY_RULE.fullmatch(key):
+        return _by_rule(number_format(shape[1]).name, number_format(shape[2]).name, shape[3])
+    try:
+        return Block((row := number_format(key)).name, row.name, ref=row.ref)
+    except InputError as error:
+        near = difflib.get_close_matches(key, list(spellings), 4, 0.6)
+        raise InputError(f"data type {name!r} is not known"
+                         + (f"; nearest names: {', '.join(near)}" if near else f", nor as a number format: {error}")) from None
+
+
+@lru_cache(maxsize=1024)
+def _by_rule(element: str, scale: str, tile: str) -> Block:
+    rule = "floor" if number_format(scale).special == "scale" else "amax"
+    return Block(f"{element}_{scale}_{tile}", element, scale, int(tile[1:]) if tile[0] == "t" and tile[1:].isdigit() else tile,
+                 rule, recipe="ocp" if rule == "floor" else "exact", ref="by rule (BLOCK-2)")
+
+
+@contextmanager
+def registered(*rows: Block) -> Iterator[None]:
+    """Put data types into the table for the length of a `with` block. Raises InputError when a name is taken."""
+    for row in rows:
+        if row.name in DATA_TYPES:
+            raise InputError(f"the data type name {row.name!r} is taken")
+    DATA_TYPES.update((row.name, row) for row in rows)
+    try:
+        yield
+    finally:
+        for row in rows:
+            del DATA_TYPES[row.name]
