@@ -66,18 +66,21 @@ class Quantized:
         return Fraction(bits, max(self.codes.size, 1))
 
 
-def quantize(x, dtype, axis=-1, rounding="rne", recipe=None, random_bits=None, random_width=None) -> Quantized:
+def quantize(x, dtype, axis=-1, rounding="rne", recipe=None, random_bits=None, random_width=None,
+             tensor_scale=None) -> Quantized:
     """Quantise an array to a data type.
 
     x: float64, float32, float16, bfloat16 or integer array of any shape and layout (integers up to 2^53).
     dtype: a data type's name or row. axis: the axis tiles run along. rounding: of the elements, a key of ROUNDINGS
     (scales always round to nearest even). recipe: a key of RECIPES, by default the data type's own.
     random_bits, random_width: for stochastic roundings, as in `encode`, shape of x.
+    tensor_scale: a positive float32 to use as the second scale of a two-level type, instead of computing it from x.
     Elements and scales saturate. Raises InputError for bad names, axes and operands.
     Spec: BLOCK-1 to BLOCK-10, BLOCK-13.
     """
     block, x = data_type(dtype), np.asarray(x)
     recipe = _recipe(block, recipe)
+    _check_tensor_scale(block, tensor_scale)
     if block.scale is None:
         codes = codec.encode(x, block.element_row, rounding, OVERFLOW, random_bits, random_width)
         return Quantized(codes, None, block, x.shape, _axis(x, axis, block), recipe, rounding)
@@ -85,7 +88,7 @@ def quantize(x, dtype, axis=-1, rounding="rne", recipe=None, random_bits=None, r
     tiles = _Tiles.of(values.shape, block, axis)
     flat = tiles.cut(values)
     amax = _amax(flat)
-    scales, divisor, tensor_scale = _SCALES[block.rule](amax, block)
+    scales, divisor, tensor_scale = _SCALES[block.rule](amax, block, tensor_scale)
     draws = codec.random_operand(rounding_rule(rounding), random_bits, random_width, x.shape)
     draws = None if draws is None else tiles.cut(draws.reshape(x.shape))
     codes = _elements(flat, divisor, block, rounding, draws, random_width)
@@ -134,6 +137,15 @@ def _recipe(block: Block, recipe: str | None) -> str:
     if block.rule not in (RECIPES[name][0], "none"):
         raise InputError(f"recipe {name!r} is for scale rule {RECIPES[name][0]}, but {block.name} has rule {block.rule}")
     return name
+
+
+def _check_tensor_scale(block: Block, tensor_scale):
+    if tensor_scale is None:
+        return
+    if not block.outer:
+        raise InputError(f"{block.name} has no tensor scale, so none can be given")
+    if not 0 < tensor_scale < np.inf or np.float32(tensor_scale) != tensor_scale:
+        raise InputError(f"tensor_scale must be a positive finite float32 value, got {tensor_scale!r}")
 
 
 def _axis(x, axis: int, block: Block) -> int:
@@ -231,7 +243,7 @@ def _amax(tiles):
 # ---------------------------------------------------------------------------------------------------------------
 # stage 2: amax -> scale codes, divisor of each tile (0 for zero tiles, NaN for tiles that decode to NaN), tensor scale
 
-def _floor_scales(amax, block: Block):
+def _floor_scales(amax, block: Block, _):
     """Spec: BLOCK-3, BLOCK-5, BLOCK-6, BLOCK-7."""
     row = block.scale_row
     exponent = np.frexp(amax)[1] - 1 - block.element_row.emax
@@ -241,16 +253,17 @@ def _floor_scales(amax, block: Block):
     return codes, np.where(finite, np.ldexp(np.ones((), amax.dtype), exponent), np.nan).astype(amax.dtype), None
 
 
-def _amax_scales(amax, block: Block):
+def _amax_scales(amax, block: Block, tensor_scale):
     """Spec: BLOCK-5, BLOCK-6, BLOCK-9, BLOCK-10."""
-    row, largest, outer, tensor_scale = block.scale_row, float(block.element_row.max), 1.0, None
+    row, largest = block.scale_row, float(block.element_row.max)
     finite = np.isfinite(amax)
     amax = _to_odd(amax.astype(np.float64))
-    if block.outer:
+    if block.outer and tensor_scale is None:
         overall = amax[finite].max(initial=0.0)
-        tensor_scale = _nearest_positive(np.array([overall / (largest * float(row.max))]), number_format(block.outer))[1]
-        outer = float(tensor_scale[0]) if overall else 1.0
-        tensor_scale = np.float32(outer)
+        fitted = _nearest_positive(np.array([overall / (largest * float(row.max))]), number_format(block.outer))[1][0]
+        tensor_scale = fitted if overall else 1.0
+    outer = 1.0 if tensor_scale is None else float(tensor_scale)
+    tensor_scale = None if tensor_scale is None else np.float32(outer)
     codes, values = _nearest_positive(np.where(finite, amax, np.nan) / (largest * outer), row)
     return codes, values * outer, tensor_scale
 

@@ -165,6 +165,13 @@ def _convert(codes, source: Row, target: Row, rule, limits, random_bits=None, wi
     return (code << _U64(target.layout.pad)).astype(code_dtype(target))
 
 
+def overflows(codes, source: Row, target: Row, rounding: str, random_bits=None, random_width=None):
+    """For each flat source code of a finite value: whether, once rounded, it lies beyond the target's range (OVER-1)."""
+    parts = _take_apart(codes, source)
+    index = _round(parts, target, rounding_rule(rounding), random_bits, random_width or 0)
+    return index > np.where(parts.negative, _U64(target.layout.min_index), _U64(target.layout.max_index))
+
+
 def _take_apart(codes, row: Row) -> _Parts:
     layout = row.layout
     codes = codes.astype(np.uint64) >> _U64(layout.pad)
