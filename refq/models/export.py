@@ -1,0 +1,435 @@
+"""How quantised weights are written into an ONNX graph: one table of carriers, read for every data type and style.
+
+A *carrier* is a way to keep the codes of a number format in a tensor of a standard ONNX type, together with the way
+a runtime gets their values back. The element codes have one carrier and the scale codes another; a `Plan` is the pair
+for one data type in one style. The styles, each falling back to the next where it has no carrier:
+
+native    packed standard types under DequantizeLinear: the smallest file, for runtimes that know the types.
+portable  operators and types that onnxruntime's CPU kernels run: float4 and float6 are looked up in small tables.
+float     the dequantised values in place of the weights: any runtime, no smaller than the source.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import numpy as np
+from onnx import NodeProto, TensorProto, helper
+
+from refq.blocks.packing import pack_codes
+from refq.errors import InputError
+from refq.formats.codec import decode, encode
+from refq.formats.names import number_format
+from refq.formats.rows import Int, Row
+from refq.models.weights import FLOATS, View
+
+STYLES = ("native", "portable", "float")
+_BOTH = ("native", "portable")
+DEQUANTIZE = 19   # int8 is older, but onnx.reference has no DequantizeLinear below 19
+
+
+@dataclass(frozen=True)
+class Carrier:
+    """One row of ELEMENTS or SCALES.
+
+    type: ONNX element type. bits: what one code takes in the file. accepts: which number formats it can hold.
+    read: how the values come back,
+      "dequantize" as the first operand of DequantizeLinear, "direct" as its scale operand (or a factor of Mul),
+      "cast" by Cast, "table" by Gather from the list of the format's values, "values" stored as float32 values.
+    styles: which export styles use it. opset: the least that reads it; blocked: the least that reads it in tiles.
+    """
+
+    type: str
+    bits: int
+    read: str
+    accepts: Callable[[Row], bool]
+    styles: tuple[str, ...]
+    opset: int
+    blocked: int = 21
+
+    @property
+    def available(self) -> bool:
+        """Whether the installed onnx knows the type."""
+        return hasattr(TensorProto, self.type)
+
+
+def _named(*names):
+    return lambda row: row.name in names
+
+
+def _integer(bits, signed):
+    return lambda row: isinstance(row, Int) and row.encoding == "twos" and row.signed == signed and row.bits <= bits
+
+
+def _up_to(bits):
+    return lambda row: row.width <= bits
+
+
+# The first row that fits is taken.
+ELEMENTS: tuple[Carrier, ...] = (
+    *(Carrier(kind, 8, "dequantize", _named(name), _BOTH, DEQUANTIZE) for kind, name in (
+        ("FLOAT8E4M3FN", "e4m3fn"), ("FLOAT8E5M2", "e5m2"),
+        ("FLOAT8E4M3FNUZ", "e4m3fnuz"), ("FLOAT8E5M2FNUZ", "e5m2fnuz"))),
+    Carrier("FLOAT4E2M1", 4, "dequantize", _named("e2m1"), ("native",), 23, 23),
+    Carrier("FLOAT6E2M3", 6, "dequantize", _named("e2m3"), ("native",), 28, 28),
+    Carrier("FLOAT6E3M2", 6, "dequantize", _named("e3m2"), ("native",), 28, 28),
+    Carrier("INT2", 2, "dequantize", _integer(2, True), ("native",), 25, 25),
+    Carrier("UINT2", 2, "dequantize", _integer(2, False), ("native",), 25, 25),
+    *(Carrier(f"{'' if signed else 'U'}INT{bits}", bits, "dequantize", _integer(bits, signed), _BOTH, opset)
+      for bits, opset in ((4, 21), (8, DEQUANTIZE), (16, 21)) for signed in (True, False)),
+    Carrier("BFLOAT16", 16, "cast", _named("bfloat16"), _BOTH, 13),
+    Carrier("FLOAT16", 16, "cast", _named("binary16"), _BOTH, 13),
+    Carrier("FLOAT", 32, "cast", _named("binary32"), _BOTH, 13),
+    Carrier("UINT4", 4, "table", _up_to(4), ("portable",), 21),
+    Carrier("UINT8", 8, "table", _up_to(8), ("portable",), 13, 13),
+)
+SCALES: tuple[Carrier, ...] = (
+    Carrier("FLOAT", 32, "direct", _named("binary32"), _BOTH, 10),
+    Carrier("FLOAT8E8M0", 8, "direct", _named("e8m0"), ("native",), 24, 24),
+    Carrier("FLOAT16", 16, "cast", _named("binary16"), _BOTH, 13),
+    Carrier("BFLOAT16", 16, "cast", _named("bfloat16"), ("native",), 13),
+    Carrier("FLOAT8E4M3FN", 8, "cast", _named("e4m3fn", "ue4m3"), _BOTH, 19),
+    Carrier("FLOAT8E5M2", 8, "cast", _named("e5m2"), _BOTH, 19),
+    Carrier("UINT8", 8, "table", _up_to(8), _BOTH, 13, 13),
+    Carrier("FLOAT", 32, "values", lambda row: True, _BOTH, 10),
+)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How the weights of one data type are written. style: the one used, which may be a fallback for `reason`.
+
+    element, scale: carriers (element None: float values; scale None: the data type has none).
+    opset: what reading per tensor or per channel needs; blocked: what reading in tiles needs.
+    """
+
+    style: str
+    element: Carrier | None = None
+    scale: Carrier | None = None
+    reason: str = ""
+
+    @property
+    def opset(self) -> int:
+        return max((c.opset for c in (self.element, self.scale) if c), default=0)
+
+    @property
+    def blocked(self) -> int:
+        return max((max(c.opset, c.blocked) for c in (self.element, self.scale) if c), default=0)
+
+    def opset_for(self, block, view: View, shape: tuple[int, ...]) -> int:
+        """The opset that a weight of this view and stored shape needs."""
+        tiles = isinstance(block.tile, int) or (block.tile == "channel" and len(view.matrix_shape(shape)) > 2)
+        return self.blocked if tiles else self.opset
+
+
+FLOAT_PLAN = Plan("float")
+
+
+def plan(block, style: str) -> Plan:
+    """How the data type `block` is written in a style; falls back from native to portable to float, with the reason.
+
+    Raises InputError for an unknown style.
+    """
+    if style not in STYLES:
+        raise InputError(f"export style {style!r} is not known; allowed are {', '.join(STYLES)}")
+    element, scale = number_format(block.element), block.scale and number_format(block.scale)
+    tries = STYLES[STYLES.index(style):-1]
+    reason = ""
+    for count, tried in enumerate(tries, 1):
+        carrier = _first(ELEMENTS, element, tried)
+        if carrier is not None:
+            return Plan(tried, carrier, scale and _first(SCALES, scale, tried), reason)
+        reason = f"{element.name} has no {' or '.join(tries[:count])} encoding in ONNX" + _missing(element, style)
+    return Plan("float", reason=reason)
+
+
+def _first(table, row: Row, style: str) -> Carrier | None:
+    return next((c for c in table if style in c.styles and c.available and c.accepts(row)), None)
+
+
+def _missing(row: Row, style: str) -> str:
+    """What the installed onnx lacks, if that is why."""
+    kinds = [c.type for c in ELEMENTS if style in c.styles and not c.available and c.accepts(row)]
+    return f" (the installed onnx has no {kinds[0]})" if kinds else ""
+
+
+@dataclass
+class Exported:
+    """What goes into the graph for one weight. The consumer reads `output`, of shape and type as before.
+
+    bits: what a weight takes in the file, scales included. encoding: in words, for the report.
+    exact: False where the chain rounds twice, so that values can differ from Quantized.dequantize by one ulp.
+    """
+
+    output: str
+    encoding: str
+    bits: float
+    initializers: list[TensorProto] = field(default_factory=list)
+    nodes: list[NodeProto] = field(default_factory=list)
+    exact: bool = True
+
+
+class Tables:
+    """The value tables that the weights of one model share: initializers of the main graph, made on first use."""
+
+    def __init__(self, unique: Callable[[str], str]):
+        self.unique = unique
+        self.initializers: dict[tuple[str, int], TensorProto] = {}
+
+    def name(self, row: Row, exponent: int = 0) -> str:
+        """The table of the values of a format times 2^exponent, indexed by code.
+
+        Raises InputError when a value is not exact in float32.
+        """
+        if (row.name, exponent) not in self.initializers:
+            values = np.ldexp(decode(np.arange(1 << row.width), row, np.float64), exponent)
+            name = self.unique(f"refq_{row.name}_values" + (f"_e{exponent}" if exponent else ""))
+            self.initializers[row.name, exponent] = _float_tensor(name, _exact_float32(values, row.name))
+        return self.initializers[row.name, exponent].name
+
+
+def encode_weight(q, view: View, shape: tuple[int, ...], type: int, base: str, plan: Plan, tables: Tables) -> Exported:
+    """A quantised matrix as initializers and nodes that give the weight back.
+
+    q: Quantized, of the matrix `view` makes of the stored `shape`. type: the ONNX element type the consumer reads.
+    base: the weight's name, to which onnxruntime's suffixes are added. Raises InputError when the plan cannot hold
+    these very codes exactly (the caller then writes float values).
+    """
+    out = _Builder(base, tables)
+    if plan.element is None:
+        return float_weight(q, view, shape, type, base, tables)
+    grid = _Grid.of(q, view, shape, by_operator=plan.element.read == "dequantize")
+    codes = out.tensor("quantized", plan.element.type, grid.codes_shape,
+                       _element_bytes(grid.codes(q), number_format(q.dtype.element), plan.element))
+    name = _READERS[plan.element.read](out, codes, q, plan, grid)
+    if grid.codes_shape != shape:
+        name = grid.restore(out, name, shape)
+    if type != TensorProto.FLOAT:
+        name = out.node("Cast", [name], "Cast", to=type)
+    stored = sum(len(tensor.raw_data) for tensor in out.initializers if tensor.data_type != TensorProto.INT64)
+    return Exported(name, _in_words(out, plan), stored * 8 / q.codes.size, out.initializers, out.nodes, out.exact)
+
+
+def float_weight(q, view: View, shape: tuple[int, ...], type: int, base: str, tables: Tables) -> Exported:
+    """The dequantised values of a weight as one initializer of the consumer's type."""
+    values, raw = as_type(q.dequantize(np.float32), type)
+    tensor = helper.make_tensor(tables.unique(f"{base}_dequantized"), type, shape, raw, raw=True)
+    return Exported(tensor.name, f"{FLOATS[type]} values", len(raw) * 8 / values.size, [tensor])
+
+
+def as_type(values: np.ndarray, type: int) -> tuple[np.ndarray, bytes]:
+    """float32 values in the element type of a file: (as numpy floats, as little-endian bytes). Nearest even."""
+    if type == TensorProto.BFLOAT16:
+        codes = encode(values, "bfloat16", overflow="ieee")
+        return decode(codes, "bfloat16"), codes.astype("<u2").tobytes()
+    with np.errstate(over="ignore"):
+        array = values.astype(FLOATS[type])
+    return array, np.ascontiguousarray(array, array.dtype.newbyteorder("<")).tobytes()
+
+
+# -- the parts of an encoding -----------------------------------------------------------------------------------
+
+class _Builder:
+    """Collects the tensors and nodes of one weight under onnxruntime's names: <w>_quantized, <w>_scale, ..."""
+
+    def __init__(self, base: str, tables: Tables):
+        self.base, self.tables = base, tables
+        self.initializers: list[TensorProto] = []
+        self.nodes: list[NodeProto] = []
+        self.exact = True
+
+    def tensor(self, suffix: str, type: str, shape, raw: bytes) -> str:
+        name = self.tables.unique(f"{self.base}_{suffix}")
+        self.initializers.append(helper.make_tensor(name, getattr(TensorProto, type), shape, raw, raw=True))
+        return name
+
+    def integers(self, suffix: str, values) -> str:
+        return self.tensor(f"shape_{suffix}" if suffix else "shape", "INT64", [len(values)],
+                           np.array(values, "<i8").tobytes())
+
+    def node(self, op: str, inputs: list[str], suffix: str, **attributes) -> str:
+        """Adds a node <w>_<suffix> and returns its output <w>_<suffix>_Output."""
+        output = self.tables.unique(f"{self.base}_{suffix}_Output")
+        self.nodes.append(helper.make_node(op, inputs, [output], name=self.tables.unique(f"{self.base}_{suffix}"),
+                                           **attributes))
+        return output
+
+
+@dataclass(frozen=True)
+class _Grid:
+    """How codes and scales lie to each other in the file.
+
+    codes_shape, scale_shape: the dims of the two tensors. axis, block: attributes of DequantizeLinear (None: left
+    out). padded: the matrix shape with the reduction axis filled up to whole tiles, where codes are kept in tiles.
+    """
+
+    matrix: tuple[int, ...]
+    codes_shape: tuple[int, ...]
+    scale_shape: tuple[int, ...]
+    axis: int | None = None
+    block: int | None = None
+    padded: tuple[int, ...] | None = None
+    along: int = 0
+
+    @classmethod
+    def of(cls, q, view: View, stored: tuple[int, ...], by_operator: bool) -> "_Grid":
+        matrix = view.matrix_shape(stored)
+        if q.scales is None or q.dtype.tile == "tensor" or q.scales.size == 1:
+            return cls(matrix, stored, ())
+        if isinstance(q.dtype.tile, int):
+            if by_operator:
+                return cls._tiles(q, view, stored, matrix)
+            if q.scales.shape[view.axis] > 1:
+                return cls._split(q, view, matrix)
+        if not by_operator:
+            return cls(matrix, stored, (stored[0],) + (1,) * (len(stored) - 1) if view.flat else q.scales.shape)
+        if len(matrix) == 2:
+            other = 1 - view.axis
+            return cls(matrix, stored, (matrix[other],), axis=other)
+        return cls(matrix, matrix, q.scales.shape, view.axis, matrix[view.axis])
+
+    @classmethod
+    def _tiles(cls, q, view, stored, matrix):
+        """Tiles as DequantizeLinear knows them; kernels of one tap need no reshaping."""
+        if view.flat and np.prod(stored[2:]) == 1:
+            ones = (1,) * (len(stored) - 2)
+            return cls(matrix, stored, q.scales.shape + ones, 1, q.dtype.tile)
+        return cls(matrix, matrix, q.scales.shape, view.axis, q.dtype.tile)
+
+    @classmethod
+    def _split(cls, q, view, matrix):
+        """Tiles as an axis of their own [..., tiles, tile, ...], against scales [..., tiles, 1, ...]."""
+        axis, tile, tiles = view.axis, q.dtype.tile, q.scales.shape[view.axis]
+        before, after = matrix[:axis], matrix[axis + 1:]
+        return cls(matrix, (*before, tiles, tile, *after), (*before, tiles, 1, *after),
+                   padded=(*before, tiles * tile, *after), along=axis)
+
+    def codes(self, q) -> np.ndarray:
+        if self.padded is None:
+            return q.codes
+        missing = self.padded[self.along] - self.matrix[self.along]
+        widths = [(0, missing if axis == self.along else 0) for axis in range(len(self.matrix))]
+        return np.pad(q.codes, widths)
+
+    def restore(self, out: _Builder, name: str, shape: tuple[int, ...]) -> str:
+        """Nodes that bring a tensor of codes_shape to the stored shape."""
+        if self.padded is not None and self.padded != self.matrix:
+            name = out.node("Reshape", [name, out.integers("tiles", self.padded)], "Reshape_tiles")
+            cut = [out.integers(word, [value]) for word, value in (
+                ("start", 0), ("end", self.matrix[self.along]), ("axis", self.along))]
+            name = out.node("Slice", [name, *cut], "Slice")
+            if self.matrix == shape:
+                return name
+        return out.node("Reshape", [name, out.integers("", shape)], "Reshape")
+
+
+def _by_dequantize(out: _Builder, codes: str, q, plan: Plan, grid: _Grid) -> str:
+    """The element codes under DequantizeLinear. A format with fraction bits has them moved into the scale."""
+    exponent = -getattr(number_format(q.dtype.element), "frac", 0)
+    outer = None if q.tensor_scale is None else out.tensor("scale_2", "FLOAT", [], _float_bytes(q.tensor_scale))
+    attributes = {k: v for k, v in (("axis", grid.axis), ("block_size", grid.block)) if v is not None}
+    if outer is not None and plan.style == "native" and plan.scale.read == "cast":
+        scale = out.tensor("scale", plan.scale.type, grid.scale_shape, _packed(q.scales, plan.scale.bits))
+        scale = out.node("DequantizeLinear", [scale, outer], "scale_DequantizeLinear")
+        outer, out.exact = None, False
+    else:
+        scale = _scale(out, q, plan, grid, exponent)
+    if out.initializers[-1].data_type == getattr(TensorProto, "FLOAT8E8M0", None):
+        attributes["output_dtype"] = TensorProto.FLOAT  # it would be E8M0, like the scale
+    name = out.node("DequantizeLinear", [codes, scale], "DequantizeLinear", **attributes)
+    return name if outer is None else out.node("Mul", [name, outer], "Mul_scale_2")
+
+
+def _by_cast(out: _Builder, codes: str, q, plan: Plan, grid: _Grid) -> str:
+    return _times_scales(out, out.node("Cast", [codes], "Cast_values", to=TensorProto.FLOAT), q, plan, grid)
+
+
+def _by_table(out: _Builder, codes: str, q, plan: Plan, grid: _Grid) -> str:
+    return _times_scales(out, _look_up(out, codes, number_format(q.dtype.element), "", 0), q, plan, grid)
+
+
+_READERS = {"dequantize": _by_dequantize, "cast": _by_cast, "table": _by_table}
+
+
+def _times_scales(out: _Builder, name: str, q, plan: Plan, grid: _Grid) -> str:
+    """Element values times block scale, then times the tensor's scale: the first product is exact in float32."""
+    if q.scales is not None:
+        name = out.node("Mul", [name, _scale(out, q, plan, grid, 0)], "Mul_scale")
+    if q.tensor_scale is not None:
+        outer = out.tensor("scale_2", "FLOAT", [], _float_bytes(q.tensor_scale))
+        name = out.node("Mul", [name, outer], "Mul_scale_2")
+    return name
+
+
+def _scale(out: _Builder, q, plan: Plan, grid: _Grid, exponent: int) -> str:
+    """A float32 tensor of the scales times 2^exponent, or one of type E8M0 that DequantizeLinear takes as it is."""
+    if q.scales is None:
+        return out.tensor("scale", "FLOAT", (), _float_bytes(np.ldexp(1.0, exponent)))
+    row, carrier = number_format(q.dtype.scale), plan.scale
+    if carrier.read == "table":
+        codes = out.tensor("scale", carrier.type, grid.scale_shape, _packed(q.scales, carrier.bits))
+        return _look_up(out, codes, row, "scale_", exponent)
+    codes = _shifted_codes(q, row, exponent) if carrier.type == "FLOAT8E8M0" else None if exponent else q.scales
+    if codes is None or carrier.type == "FLOAT":
+        values = np.ldexp(decode(q.scales, row, np.float64), exponent)
+        return out.tensor("scale", "FLOAT", grid.scale_shape, _float_bytes(_exact_float32(values, row.name)))
+    name = out.tensor("scale", carrier.type, grid.scale_shape, _packed(codes, carrier.bits))
+    return name if carrier.read == "direct" else out.node("Cast", [name], "scale_Cast", to=TensorProto.FLOAT)
+
+
+def _shifted_codes(q, row: Row, exponent: int) -> np.ndarray | None:
+    """E8M0 codes of scale * 2^exponent (exponent <= 0); None when one would fall below the format.
+
+    A tile of zeros may keep the lowest code: zero times any scale is zero.
+    """
+    nan, codes = row.nan_codes[0], q.scales.astype(np.int64)
+    shifted = np.where(codes == nan, nan, codes + exponent)
+    if (shifted < 0).any():
+        starts = range(0, q.shape[q.axis], q.dtype.tile if isinstance(q.dtype.tile, int) else q.shape[q.axis])
+        used = np.logical_or.reduceat(q.codes != 0, list(starts), axis=q.axis)
+        if q.dtype.tile == "tensor":
+            used = np.full(codes.shape, q.codes.any())
+        if (used & (shifted < 0)).any():
+            return None
+    return np.maximum(shifted, 0).astype(np.uint8)
+
+
+def _look_up(out: _Builder, codes: str, row: Row, prefix: str, exponent: int) -> str:
+    index = out.node("Cast", [codes], f"{prefix}Cast_index", to=TensorProto.INT32)
+    return out.node("Gather", [out.tables.name(row, exponent), index], f"{prefix}Gather", axis=0)
+
+
+def _element_bytes(codes: np.ndarray, row: Row, carrier: Carrier) -> bytes:
+    """Element codes in the carrier's width; two's complement integers are sign-extended into a wider one."""
+    codes = codes.astype(np.uint32)
+    if isinstance(row, Int) and row.signed and carrier.read == "dequantize":
+        sign = codes >> (row.bits - 1) & 1
+        codes = codes | sign * ((1 << carrier.bits) - (1 << row.bits))
+    return _packed(codes, carrier.bits)
+
+
+def _packed(codes: np.ndarray, bits: int) -> bytes:
+    return pack_codes(codes.astype(np.uint32 if bits > 16 else np.uint16 if bits > 8 else np.uint8), bits).tobytes()
+
+
+def _float_bytes(values) -> bytes:
+    return np.asarray(values, "<f4").tobytes()
+
+
+def _float_tensor(name: str, values: np.ndarray) -> TensorProto:
+    return helper.make_tensor(name, TensorProto.FLOAT, values.shape, _float_bytes(values), raw=True)
+
+
+def _exact_float32(values: np.ndarray, what: str) -> np.ndarray:
+    with np.errstate(over="ignore"):
+        result = values.astype(np.float32)
+    if not np.array_equal(result, values, equal_nan=True):
+        raise InputError(f"some values of {what} are not exact in float32")
+    return result
+
+
+def _in_words(out: _Builder, plan: Plan) -> str:
+    """The encoding for the report, such as "FLOAT4E2M1 under DequantizeLinear, FLOAT8E8M0 scale"."""
+    how = {"dequantize": "under DequantizeLinear", "cast": "under Cast", "table": "in a table"}[plan.element.read]
+    scales = [t for t in out.initializers if t.name.startswith(f"{out.base}_scale") and t.dims]
+    words = [f"{TensorProto.DataType.Name(t.data_type)} scale" for t in scales[:1]]
+    return ", ".join([f"{plan.element.type} {how}", *words])

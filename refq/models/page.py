@@ -1,0 +1,198 @@
+"""Building blocks of refq's HTML pages: one self-contained file, no scripts, no network, light and dark.
+
+Every function returns a piece of HTML or SVG as a string; text arguments are escaped, `html` arguments are not.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from html import escape
+
+import numpy as np
+
+GRADES = ("good", "fair", "poor", "bad")   # colours of bars and cells, best first
+
+STYLE = """
+:root { color-scheme: light dark; --paper:#f6f7f9; --card:#ffffff; --ink:#1b2430; --soft:#667085; --line:#e3e7ee;
+  --good:#2f9e6e; --fair:#4b7bec; --poor:#e69a1c; --bad:#d64545; --weight:#b9c4d6; --accent:#3b5bdb; --track:#eceff4; }
+@media (prefers-color-scheme: dark) { :root { --paper:#12161c; --card:#1b212a; --ink:#e6eaf0; --soft:#98a3b3;
+  --line:#2b333f; --good:#3fbf88; --fair:#6c9bff; --poor:#f0b040; --bad:#ff6b6b; --weight:#46546a; --accent:#8fa8ff;
+  --track:#262e39; } }
+* { box-sizing:border-box } html { -webkit-text-size-adjust:100% }
+body { margin:0; background:var(--paper); color:var(--ink); font:15px/1.5 system-ui,-apple-system,"Segoe UI",Roboto,
+  "Helvetica Neue",Arial,sans-serif; font-variant-numeric:tabular-nums }
+main { max-width:1180px; margin:0 auto; padding:32px 24px 64px }
+header h1 { margin:0 0 4px; font-size:26px; letter-spacing:-.01em } header p { margin:0; color:var(--soft) }
+.headline { margin:20px 0 0; padding:14px 18px; border-left:4px solid var(--accent); background:var(--card);
+  border-radius:0 10px 10px 0; font-size:16px }
+.headline.bad { border-color:var(--bad) } .headline.poor { border-color:var(--poor) }
+.headline.good { border-color:var(--good) } .headline.fair { border-color:var(--fair) }
+.tiles { display:grid; grid-template-columns:repeat(auto-fit,minmax(168px,1fr)); gap:12px; margin:20px 0 }
+.tile, section { background:var(--card); border:1px solid var(--line); border-radius:12px }
+.tile { padding:14px 16px } .tile b { display:block; font-size:24px; line-height:1.25; font-weight:650 }
+.tile span { color:var(--soft); font-size:13px } .tile small { display:block; color:var(--soft); font-size:12.5px }
+section { padding:18px 20px 20px; margin:16px 0 } section h2 { margin:0 0 4px; font-size:18px }
+section > p { margin:0 0 12px; color:var(--soft); max-width:80ch }
+.scroll { overflow-x:auto } table { border-collapse:collapse; width:100%; font-size:13.5px }
+th { text-align:left; color:var(--soft); font-weight:600; white-space:nowrap } th, td { padding:6px 10px 6px 0;
+  border-bottom:1px solid var(--line); vertical-align:top } td { overflow-wrap:anywhere } tr:last-child td { border-bottom:0 }
+td.n, th.n { text-align:right; white-space:nowrap } td.soft, .soft { color:var(--soft) }
+td.name { min-width:130px } .pill { display:inline-block; padding:0 8px; border-radius:99px; font-size:12px;
+  background:var(--track); white-space:nowrap }
+.good { color:var(--good) } .fair { color:var(--fair) } .poor { color:var(--poor) } .bad { color:var(--bad) }
+.charts { display:grid; grid-template-columns:repeat(auto-fill,minmax(260px,1fr)); gap:14px }
+figure { margin:0 } figcaption { font-size:12.5px; color:var(--soft); display:flex; justify-content:space-between; gap:8px }
+figcaption b { color:var(--ink); font-weight:600; overflow:hidden; text-overflow:ellipsis; white-space:nowrap }
+svg { display:block; width:100%; height:auto; font:12px system-ui,sans-serif; font-variant-numeric:tabular-nums }
+svg text { fill:var(--ink) } svg .soft { fill:var(--soft) } svg .track { fill:var(--track) }
+svg .good { fill:var(--good) } svg .fair { fill:var(--fair) } svg .poor { fill:var(--poor) } svg .bad { fill:var(--bad) }
+svg .weight { fill:var(--weight) } svg .quant { fill:none; stroke:var(--accent); stroke-width:1.4 }
+svg .axis { stroke:var(--line) }
+ul { margin:0; padding-left:20px } dl { display:grid; grid-template-columns:max-content 1fr; gap:4px 16px; margin:0 }
+dt { color:var(--soft) } dd { margin:0 } footer { color:var(--soft); font-size:12.5px; margin-top:24px }
+.key i { display:inline-block; width:11px; height:11px; border-radius:3px; margin:0 5px 0 12px; vertical-align:-1px }
+@media print { body { background:#fff } section, .tile { break-inside:avoid } }
+"""
+
+
+@dataclass(frozen=True)
+class Bar:
+    """One bar: `value` gives its length, `text` stands beside it, `grade` is one of GRADES."""
+
+    label: str
+    value: float
+    text: str
+    grade: str = "fair"
+
+
+@dataclass(frozen=True)
+class Histogram:
+    """Counts of weights before and after quantisation in equal bins over [low, high]; both sum to the weights."""
+
+    low: float
+    high: float
+    before: tuple[int, ...]
+    after: tuple[int, ...]
+
+
+def histogram(before: np.ndarray, after: np.ndarray, bins: int = 61) -> Histogram:
+    """Histogram of two arrays over a range symmetric about zero that holds both; an odd number of bins centres zero."""
+    top = max((float(np.abs(values).max()) for values in (before, after) if values.size), default=0.0) or 1.0
+    counts = [np.histogram(values, bins, (-top, top))[0] for values in (before, after)]
+    return Histogram(-top, top, *(tuple(map(int, count)) for count in counts))
+
+
+def page(title: str, subtitle: str, blocks: Iterable[str], footer: str = "") -> str:
+    """A whole HTML document around blocks of HTML."""
+    body = "\n".join(blocks)
+    return (f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8">\n'
+            f'<meta name="viewport" content="width=device-width, initial-scale=1">\n<title>{escape(title)}</title>\n'
+            f"<style>{STYLE}</style></head>\n<body><main>\n"
+            f"<header><h1>{escape(title)}</h1><p>{escape(subtitle)}</p></header>\n{body}\n"
+            f"<footer>{escape(footer)}</footer>\n</main></body></html>\n")
+
+
+def section(title: str, html: str, lead: str = "") -> str:
+    return f"<section><h2>{escape(title)}</h2>{f'<p>{escape(lead)}</p>' if lead else ''}{html}</section>"
+
+
+def headline(text: str, grade: str = "fair") -> str:
+    return f'<p class="headline {grade}">{escape(text)}</p>'
+
+
+def tiles(entries: Iterable[tuple[str, str, str]]) -> str:
+    """Summary tiles from (label, value, small print)."""
+    cells = (f'<div class="tile"><span>{escape(label)}</span><b>{escape(value)}</b><small>{escape(hint)}</small></div>'
+             for label, value, hint in entries)
+    return f'<div class="tiles">{"".join(cells)}</div>'
+
+
+def table(head: Sequence[str], rows: Iterable[Sequence[str]], numeric: Iterable[int] = ()) -> str:
+    """A table from escaped text cells; columns in `numeric` are set to the right. A cell that is Raw goes in as it is."""
+    right = set(numeric)
+
+    def line(tag, cells):
+        return "".join(f'<{tag}{_cell_class(i in right, i == 0)}>{c.html if isinstance(c, Raw) else escape(str(c))}</{tag}>'
+                       for i, c in enumerate(cells))
+    body = "".join(f"<tr>{line('td', row)}</tr>" for row in rows)
+    return f'<div class="scroll"><table><thead><tr>{line("th", head)}</tr></thead><tbody>{body}</tbody></table></div>'
+
+
+@dataclass(frozen=True)
+class Raw:
+    """A table cell that is HTML already."""
+
+    html: str
+
+
+def pill(text: str, grade: str = "") -> Raw:
+    return Raw(f'<span class="pill {grade}">{escape(text)}</span>')
+
+
+def graded(text: str, grade: str) -> Raw:
+    return Raw(f'<b class="{grade}">{escape(text)}</b>')
+
+
+def bars(panels: Sequence[tuple[str, Sequence[Bar], float]], label_width: int = 230) -> str:
+    """Horizontal bars in panels side by side, one line per label: [(title, bars, value of a full bar), ...].
+
+    Every panel has the same labels in the same order; they are written once, on the left.
+    """
+    width, row, top = 1100, 24, 22
+    lines = len(panels[0][1])
+    span = (width - label_width) / len(panels)
+    parts = [f'<svg viewBox="0 0 {width} {top + row * lines + 4}" role="img">']
+    for line, bar in enumerate(panels[0][1]):
+        parts.append(f'<text x="0" y="{top + row * line + 16}">{_clipped(bar.label, label_width)}</text>')
+    for number, (title, entries, full) in enumerate(panels):
+        left = label_width + span * number
+        parts.append(f'<text class="soft" x="{left:.1f}" y="12">{escape(title)}</text>')
+        parts.extend(_bar(left, top + row * line, span - 96, bar, full) for line, bar in enumerate(entries))
+    return "".join(parts) + "</svg>"
+
+
+def histogram_chart(title: str, note: str, data: Histogram) -> str:
+    """Weights (filled) against quantised weights (line) as a figure; heights are logarithmic so that tails show."""
+    width, height = 260, 92
+    top = np.log1p(max(1, *data.before, *data.after))
+    step = width / len(data.before)
+
+    def y(count):
+        return height - 4 - (height - 12) * np.log1p(count) / top
+    filled = "".join(f'<rect class="weight" x="{i * step:.2f}" y="{y(c):.2f}" width="{step + .1:.2f}" '
+                     f'height="{height - 4 - y(c):.2f}"/>' for i, c in enumerate(data.before) if c)
+    points = " ".join(f"{(i + side) * step:.2f},{y(c):.2f}" for i, c in enumerate(data.after) for side in (0, 1))
+    ends = "".join(f'<text class="soft" x="{x}" y="{height + 12}" text-anchor="{anchor}">{value:.3g}</text>' for
+                   x, anchor, value in ((0, "start", data.low), (width / 2, "middle", 0), (width, "end", data.high)))
+    return (f'<figure><figcaption><b title="{escape(title)}">{escape(title)}</b><span>{escape(note)}</span></figcaption>'
+            f'<svg viewBox="0 0 {width} {height + 16}" role="img">{filled}<polyline class="quant" points="{points}"/>'
+            f'<line class="axis" x1="0" x2="{width}" y1="{height - 4}" y2="{height - 4}"/>{ends}</svg></figure>')
+
+
+def charts(figures: Iterable[str]) -> str:
+    return f'<div class="charts">{"".join(figures)}</div>'
+
+
+def bullets(texts: Iterable[str]) -> str:
+    return f'<ul>{"".join(f"<li>{escape(text)}</li>" for text in texts)}</ul>'
+
+
+def definitions(pairs: Iterable[tuple[str, str]]) -> str:
+    return f'<dl>{"".join(f"<dt>{escape(term)}</dt><dd>{escape(text)}</dd>" for term, text in pairs)}</dl>'
+
+
+def _cell_class(numeric: bool, first: bool) -> str:
+    return ' class="n"' if numeric else ' class="name"' if first else ""
+
+
+def _bar(x: float, y: float, length: float, bar: Bar, full: float) -> str:
+    filled = max(2.0 if bar.value > 0 else 0.0, length * min(1.0, bar.value / full if full else 0.0))
+    return (f'<rect class="track" x="{x:.1f}" y="{y + 6}" width="{length:.1f}" height="12" rx="3"/>'
+            f'<rect class="{bar.grade}" x="{x:.1f}" y="{y + 6}" width="{filled:.1f}" height="12" rx="3"/>'
+            f'<text x="{x + length + 7:.1f}" y="{y + 16}">{escape(bar.text)}</text>')
+
+
+def _clipped(text: str, width: int) -> str:
+    """A label cut in the middle to what fits, with the whole text as its tooltip."""
+    room = width // 7 - 2
+    short = text if len(text) <= room else f"{text[:room // 2 - 1]}…{text[-(room - room // 2):]}"
+    return f"{escape(short)}<title>{escape(text)}</title>"

@@ -1,0 +1,321 @@
+"""quantize_model: the weights of an ONNX model in a data type of refq."""
+
+import difflib
+from collections import defaultdict
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from fnmatch import fnmatchcase
+from functools import partial
+
+import numpy as np
+import onnx
+from onnx import TensorProto, helper
+
+from refq.blocks.quantize import Quantized, quantize
+from refq.blocks.rows import Block, data_type
+from refq.errors import InputError
+from refq.models import files
+from refq.models.export import FLOAT_PLAN, Exported, Plan, Tables, as_type, encode_weight, float_weight, plan
+from refq.models.graph import Graph, Scope, Use
+from refq.models.report import Report, Row, measure
+from refq.models.weights import FLOATS, WeightSite, find_weights, read_weight
+
+METHODS = {"rtn": "direct cast: every weight rounded on its own, without looking at activations"}
+
+
+def quantize_model(model_input, model_output=None, dtype="mxfp4", method="rtn", include=(), exclude=(), export="native",
+                   rounding="rne", recipe=None, progress=None) -> Report:
+    """Quantise the weights of MatMul, Gemm and Conv nodes of an ONNX model along the axis that each node sums over.
+
+    model_input: a path or a ModelProto (which is not changed). model_output: a path, or None: the result is then
+    Report.model. dtype: a data type (refq.data_type). method: a key of METHODS. include, exclude: glob patterns
+    over node names, output names and weight names; with include only what matches is quantised, exclude wins.
+    export: "native" (packed standard types, the smallest file), "portable" (runs in onnxruntime's CPU kernels) or
+    "float" (dequantised values). rounding: of the elements. recipe: of the data type, None for its own.
+    progress: True for a bar on the terminal, or a function of (weights done, weights in all, name of the last).
+
+    Returns a Report with one row per weight-bearing node. A file that exists at model_output is replaced only once
+    the new one is complete: written, checked, read back and compared weight by weight. Same input, same bytes.
+    Raises InputError for a model that cannot be read or has no weight to quantise, for a weight with a NaN or an
+    infinity, for unknown names, for patterns that match nothing, and when the output would overwrite the input.
+    """
+    block, chosen = _settings(dtype, method, export, rounding, recipe)
+    source = files.load(model_input)
+    if model_output is not None:
+        files.refuse_target(model_output, source)
+    settings = {"dtype": block.name, "method": method, "export": export, "rounding": rounding,
+                "recipe": recipe or block.recipe if block.scale else ""}
+    flaw, parameters, warnings = files.problem(source.model, source.path), files.parameter_count(source.model), []
+
+    graph, sites, chosen = _find(source, block, chosen, _patterns(include), _patterns(exclude), warnings)
+    cast = partial(quantize, dtype=block, rounding=rounding, recipe=recipe)
+    rows, done = _cast_all(graph, sites, cast, chosen, method, _teller(progress))
+    _insert(graph, done)
+    _stamp(graph.model, settings)
+    size = _deliver(graph.model, model_output, source, done, flaw, warnings)
+    return Report(rows=rows, version=_version(), parameters=parameters, source_bytes=source.size, target_bytes=size,
+                  source=str(source.path or ""), target=str(model_output or ""), warnings=tuple(warnings),
+                  model=graph.model if model_output is None else None, **settings)
+
+
+@dataclass(frozen=True, eq=False)
+class _Done:
+    """One weight in the new data type and the layers that use it. effective: the values that the file gives back."""
+
+    sites: tuple[WeightSite, ...]
+    exported: Exported
+    effective: np.ndarray
+    row: Row
+
+
+# -- what to do -------------------------------------------------------------------------------------------------
+
+def _settings(dtype, method, export, rounding, recipe) -> tuple[Block, Plan]:
+    """The data type and how it is written; every name is checked before a file is opened."""
+    block = data_type(dtype)
+    if method not in METHODS:
+        raise InputError(f"method {method!r} is not known; this version of refq has {', '.join(METHODS)}")
+    quantize(np.ones((1, 1), np.float32), block, -1, rounding, recipe)
+    return block, plan(block, export)
+
+
+def _patterns(value) -> tuple[str, ...]:
+    return (value,) if isinstance(value, str) else tuple(value)
+
+
+def _find(source, block, chosen: Plan, include, exclude, warnings) -> tuple[Graph, list[WeightSite], Plan]:
+    """The model ready for its new weights, its weight sites, and the plan that its opset allows."""
+    graph = Graph(files.inline(source, warnings), source.directory)
+    sites = _select(find_weights(graph), include, exclude)
+    if not any(site.view for site in sites):
+        raise InputError("the model has no weight that can be quantised" + _because(sites))
+    needed = max(chosen.opset_for(block, site.view, site.stored_shape) for site in sites if site.view)
+    model, reason = files.raise_opset(graph.model, needed, warnings)
+    if reason:
+        return graph, sites, replace(FLOAT_PLAN, reason=reason)
+    if model is not graph.model:
+        graph = Graph(model, source.directory)
+        sites = _select(find_weights(graph), include, exclude)
+    return graph, sites, chosen
+
+
+def _because(sites: list[WeightSite]) -> str:
+    if not sites:
+        return ": it has no MatMul, Gemm or Conv whose weight is constant"
+    reasons = [f"{site.node.op} {site.node.title!r}: {site.reason}" for site in sites]
+    return "; " + "; ".join(reasons[:4]) + (f"; and {len(reasons) - 4} more" if len(reasons) > 4 else "")
+
+
+def _select(sites: list[WeightSite], include, exclude) -> list[WeightSite]:
+    """The sites, those that the patterns leave out with the reason. Raises InputError for a pattern without a match."""
+    for pattern in (*include, *exclude):
+        if not any(_matches(site, pattern) for site in sites):
+            raise InputError(f"pattern {pattern!r} matches no weight-bearing node" + _candidates(sites, pattern))
+    return [replace(site, view=None, reason=reason) if (reason := _left_out(site, include, exclude)) else site
+            for site in sites]
+
+
+def _left_out(site: WeightSite, include, exclude) -> str:
+    if site.view is None:
+        return ""
+    excluded = next((pattern for pattern in exclude if _matches(site, pattern)), None)
+    if excluded is not None:
+        return f"excluded by {excluded!r}"
+    return "not included" if include and not any(_matches(site, pattern) for pattern in include) else ""
+
+
+def _matches(site: WeightSite, pattern: str) -> bool:
+    return any(fnmatchcase(name, pattern) for name in site.names)
+
+
+def _candidates(sites: list[WeightSite], pattern: str) -> str:
+    names = sorted({name for site in sites for name in site.names})
+    plain = pattern.strip("*?")
+    near = difflib.get_close_matches(plain, names, 4, 0.4) or names[:4]
+    return f"; names it could mean: {', '.join(map(repr, near))}" if near else ""
+
+
+def _teller(progress) -> Callable[[int, int, str], None]:
+    """A function to tell of every finished weight."""
+    if progress is None or progress is False:
+        return lambda done, total, name: None
+    if callable(progress):
+        return progress
+    from tqdm import tqdm
+    bar = tqdm(unit="weight", leave=False)
+
+    def tell(done, total, name):
+        bar.total = total
+        bar.set_postfix_str(name[-30:], refresh=False)
+        bar.update(done - bar.n)
+        if done == total:
+            bar.close()
+    return tell
+
+
+# -- casting ----------------------------------------------------------------------------------------------------
+
+def _cast_all(graph: Graph, sites: list[WeightSite], cast, chosen: Plan, method: str, tell) -> tuple[tuple[Row, ...], list[_Done]]:
+    """Quantise every weight once and export it. Returns a row for every site, in order, and the new weights."""
+    groups: dict[tuple, list[WeightSite]] = defaultdict(list)
+    for site in sites:
+        if site.view:
+            groups[site.group].append(site)
+    tables = Tables(graph.unique)
+    rows = {site.place: _skipped(site) for site in sites if not site.view}
+    done = []
+    for count, members in enumerate(groups.values(), 1):
+        item = _cast_one(graph, tuple(members), cast, chosen, method, tables)
+        if item.row.quantised:
+            done.append(item)
+        rows.update((site.place, _row_of(site, members, item.row)) for site in members)
+        tell(count, len(groups), members[0].tensor)
+    graph.model.graph.initializer.extend(tables.initializers.values())
+    return tuple(rows[site.place] for site in sites), done
+
+
+def _cast_one(graph: Graph, sites: tuple[WeightSite, ...], cast, chosen: Plan, method: str, tables: Tables) -> _Done:
+    first = sites[0]
+    x = read_weight(graph, first)
+    q: Quantized = cast(x, axis=first.view.axis)
+    effective = as_type(q.dequantize(np.float32), first.type)[0]
+    exported, reason = _export(q, first, chosen, tables)
+    row = replace(_skipped(first), dtype=q.dtype.name, status="quantised", method=method, reason=reason,
+                  axis=first.view.axis, bits=float(q.bits_per_value), stored_bits=exported.bits, encoding=exported.encoding)
+    if not np.isfinite(effective).all():
+        reason = f"its quantised values go beyond {FLOATS[first.type]}, the type of the file"
+        return _Done(sites, exported, effective, replace(_skipped(first), reason=reason))
+    found = measure(x, q, effective)
+    row = replace(row, sqnr_db=found.sqnr_db, saturated=found.saturated, flushed=found.flushed, histogram=found.histogram)
+    return _Done(sites, exported, effective, row)
+
+
+def _export(q: Quantized, site: WeightSite, chosen: Plan, tables: Tables) -> tuple[Exported, str]:
+    """The weight as the plan says, or as float values with the reason."""
+    where = (q, site.view, site.stored_shape, site.type, site.tensor)
+    try:
+        return encode_weight(*where, chosen, tables), chosen.reason
+    except InputError as error:
+        return float_weight(*where, tables), str(error)
+
+
+def _skipped(site: WeightSite) -> Row:
+    kind = FLOATS.get(site.type) or TensorProto.DataType.Name(site.type).lower()
+    return Row(node=site.node.proto.name, op=site.node.op, output=site.key, tensor=site.tensor, shape=site.stored_shape,
+               dtype="" if site.type == TensorProto.UNDEFINED else kind, status="skipped", reason=site.reason,
+               where=site.node.scope.label, reached=site.reached, parameters=site.parameters)
+
+
+def _row_of(site: WeightSite, members: list[WeightSite], row: Row) -> Row:
+    """The row of one of the layers that share a weight."""
+    own = _skipped(site)
+    return replace(row, node=own.node, op=own.op, output=own.output, tensor=own.tensor, where=own.where,
+                   reached=own.reached, reason="; ".join(filter(None, (row.reason, site.note))),
+                   shared=tuple(other.key for other in members if other is not site))
+
+
+# -- the new graph ----------------------------------------------------------------------------------------------
+
+def _insert(graph: Graph, done: list[_Done]) -> None:
+    """Put every new weight where its users can see it and let them read it; drop what nothing reads any more."""
+    for item in done:
+        if not item.exported.nodes and _in_place(graph, item):
+            continue
+        home = _common_scope([site.static.scope for site in item.sites])
+        home.graph.initializer.extend(item.exported.initializers)
+        first = min(item.sites, key=lambda site: _ancestor(site, home))
+        graph.insert_before(first.node, home, item.exported.nodes)
+        for site in item.sites:
+            graph.rewire(Use(site.node, site.operand, site.node.scope), item.exported.output)
+    graph.commit()
+
+
+def _in_place(graph: Graph, item: _Done) -> bool:
+    """Overwrite a stored tensor that only these layers read; False when that is not so."""
+    stored = item.sites[0].static
+    readers = {(id(site.node), site.operand) for site in item.sites}
+    uses = {(id(use.node), use.index) for use in graph.uses(stored.scope, stored.name)}
+    if not stored.is_leaf or stored.stored is None or stored.overridable or uses != readers:
+        return False
+    target = stored.stored
+    if stored.op == "Constant":
+        target = next(a.t for a in stored.node.proto.attribute if a.name == "value")
+    name = target.name
+    target.CopyFrom(item.exported.initializers[0])
+    target.name = name
+    return True
+
+
+def _common_scope(scopes: list[Scope]) -> Scope:
+    """The innermost scope that all of these see."""
+    def outward(scope):
+        while scope is not None:
+            yield scope
+            scope = scope.parent
+    return next(scope for scope in outward(scopes[0]) if all(any(s is scope for s in outward(o)) for o in scopes))
+
+
+def _ancestor(site: WeightSite, home: Scope) -> int:
+    """Position in `home` of the site's node, or of the node whose body it is in."""
+    node = site.node
+    while node.scope is not home:
+        node = node.scope.owner
+    return node.position
+
+
+def _stamp(model: onnx.ModelProto, settings: dict[str, str]) -> None:
+    """IR version and metadata of the result."""
+    needed = helper.find_min_ir_version_for(list(model.opset_import), ignore_unknown=True)
+    model.ir_version = max(model.ir_version, needed, 4)  # from IR 4 on an initializer need not be an input
+    facts = {"refq.version": _version(), **{f"refq.{key}": value for key, value in settings.items()}}
+    kept = [(entry.key, entry.value) for entry in model.metadata_props if entry.key not in facts]
+    helper.set_model_props(model, dict(kept) | facts)
+
+
+def _version() -> str:
+    from refq import __version__
+    return __version__
+
+
+# -- the result -------------------------------------------------------------------------------------------------
+
+def _deliver(model: onnx.ModelProto, path, source: files.Source, done: list[_Done], flaw: str, warnings: list[str]) -> int:
+    """Check the result, write it if there is a path, and return its size in bytes."""
+    def verify(written, directory, file=None):
+        _check(written, file, flaw, warnings)
+        _compare(written, directory, done)
+    if path is not None:
+        return files.write(model, path, source, verify)
+    files.embed(model, source.directory)
+    data = model.SerializeToString(deterministic=True)
+    verify(onnx.load_from_string(data), "")
+    return len(data)
+
+
+def _check(model: onnx.ModelProto, path, flaw: str, warnings: list[str]) -> None:
+    problem = files.problem(model, path)
+    if problem and flaw:
+        warnings.append(f"onnx.checker objects to the source, and so to the result: {problem}")
+    elif problem:
+        raise RuntimeError(f"refq made a model that onnx.checker refuses, nothing was written: {problem}")
+
+
+def _compare(model: onnx.ModelProto, directory: str, done: list[_Done]) -> None:
+    """Read every weight back through the operators that were written and compare it with what it has to be."""
+    graph = Graph(model, directory)
+    nodes = {(node.scope.label, output): node for node in graph.nodes() for output in node.proto.output}
+    for item in done:
+        for site in item.sites:
+            node = nodes[site.place]
+            found = graph.array(graph.static(node.scope, node.proto.input[site.operand]))
+            wanted = item.effective.reshape(site.stored_shape)
+            if not _same(found.astype(np.float64), wanted.astype(np.float64), item.exported.exact):
+                raise RuntimeError(f"weight {site.tensor!r} of {node.title!r} reads back differently from what was "
+                                   "quantised; nothing was written")
+
+
+def _same(found: np.ndarray, wanted: np.ndarray, exact: bool) -> bool:
+    """Equal values; where the chain rounds twice, within one float32 ulp."""
+    if found.shape != wanted.shape or exact:
+        return np.array_equal(found, wanted)
+    return bool((np.abs(found - wanted) <= np.spacing(np.abs(wanted).astype(np.float32))).all())
