@@ -1,0 +1,92 @@
+"""Number lines: where the values of formats lie, as a picture (needs the optional matplotlib: `pip install 'refq[plot]'`)."""
+
+import os
+import tempfile
+from pathlib import Path
+
+import numpy as np
+
+from refq.errors import InputError
+from refq.formats import codec
+from refq.formats.names import number_format
+from refq.formats.rows import Row
+from refq.formats.table import limit
+
+LIMIT_BITS = 12         # more values than this and a number line is a solid bar
+LABELLED = 16           # up to so many values each is labelled
+_INK, _SOFT, _NORMAL, _SUBNORMAL = "#1b2733", "#7b8794", "#1f6feb", "#d9730d"
+
+
+def number_line(formats, path) -> Path:
+    """Draw the values of formats as number lines, one above the other, on a linear and on a logarithmic axis.
+
+    formats: names or rows of at most 12 bits. path: PNG or SVG file to write (written whole or not at all).
+    Raises InputError without matplotlib, for wide formats and for other file types.
+    """
+    rows, path = [number_format(name) for name in formats], Path(path)
+    if not rows:
+        raise InputError("name at least one format to draw")
+    for row in rows:
+        if row.bits > LIMIT_BITS:
+            raise InputError(f"{row.name} has {row.bits} bits; number lines are drawn for formats of at most {LIMIT_BITS}")
+    if path.suffix.lower() not in (".png", ".svg"):
+        raise InputError(f"cannot draw to {path.name!r}; allowed are files ending in .png or .svg")
+    figure = _figure(rows)
+    handle, temporary = tempfile.mkstemp(suffix=path.suffix.lower(), dir=path.parent)
+    os.close(handle)
+    try:
+        figure.savefig(temporary, dpi=150)
+        os.replace(temporary, path)
+    finally:
+        Path(temporary).unlink(missing_ok=True)
+    return path
+
+
+def _figure(rows: list[Row]):
+    try:
+        from matplotlib.figure import Figure
+    except ImportError:
+        raise InputError("drawing needs matplotlib: pip install 'refq[plot]'") from None
+    figure = Figure(figsize=(12, 1.5 * len(rows) + 1.4), layout="constrained")
+    linear, logarithmic = figure.subplots(2, 1)
+    for place, row in enumerate(rows):
+        values, largest = _values(row), float(max(row.max, -row.lowest))
+        edge = float(row.min_normal) if row.min_normal is not None else 0.0
+        _strip(linear, place, values / largest, edge / largest, values)
+        _strip(logarithmic, place, values[values > 0], edge, values[values > 0])
+    _finish(linear, rows, "every value, linear, each format scaled to its own largest magnitude (as a block scale does)")
+    logarithmic.set_xscale("log", base=2)
+    _finish(logarithmic, rows, "positive values, logarithmic; orange: subnormals, which thin out below the smallest normal")
+    return figure
+
+
+def _values(row: Row):
+    codes = np.arange(1 << row.bits).astype(codec.code_dtype(row)) << row.layout.pad
+    values = codec.decode(codes, row, np.float64)
+    return np.unique(values[np.isfinite(values)])
+
+
+def _strip(axes, place: int, values, edge: float, named):
+    """One format: a stroke a value at `values`, labelled with `named` while there is room."""
+    subnormal = np.abs(values) < edge
+    for part, colour in ((values[~subnormal], _NORMAL), (values[subnormal], _SUBNORMAL)):
+        axes.vlines(part, place - 0.3, place + 0.3, color=colour, linewidth=1.6 if len(values) < 80 else 0.7, alpha=0.9)
+    axes.axhline(place, color=_SOFT, linewidth=0.6, zorder=0)
+    if len(values) <= LABELLED:
+        for at, value in zip(values, named):
+            axes.text(at, place - 0.34, f"{value:g}", ha="center", va="bottom", fontsize=7, color=_SOFT)
+
+
+def _finish(axes, rows: list[Row], title: str):
+    axes.set_title(title, loc="left", fontsize=10, color=_INK)
+    axes.set_yticks(range(len(rows)), [_label(row) for row in rows], fontsize=9, color=_INK)
+    axes.set_ylim(len(rows) - 0.4, -0.6)
+    for side in ("top", "right", "left"):
+        axes.spines[side].set_visible(False)
+    axes.tick_params(axis="y", length=0)
+    axes.tick_params(axis="x", labelsize=8, colors=_SOFT)
+
+
+def _label(row: Row) -> str:
+    smallest = f", min {limit(row.min_positive)}" if row.is_float else ""
+    return f"{row.name}\nmax {limit(row.max)}{smallest}\n{row.count_finite} values"
