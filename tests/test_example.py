@@ -62,7 +62,9 @@ def test_model(loaded):
     assert sum(numpy.prod(shape) for shape in parameters.values()) == 224_714
     assert parameters["conv1.weight"] == (16, 1, 3, 3) and parameters["fc1.weight"] == (64, 3136)
     assert [node.name for node in model.graph.node] == [
-        "conv1", "relu1", "pool1", "conv2", "relu2", "pool2", "conv3", "relu3", "flatten", "fc1", "relu4", "fc2"]
+        "conv1", "relu1", "pool1", "conv2", "relu2", "pool2", "conv3", "relu3",
+        "flatten", "fc1", "relu4", "fc2",
+    ]
     assert {"recipe", "data", "made_by"} <= {entry.key for entry in model.metadata_props}
 
 

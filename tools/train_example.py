@@ -42,19 +42,20 @@ LICENCE = """\
 The images and labels are a part of [Fashion-MNIST](https://github.com/zalandoresearch/fashion-mnist),
 copyright 2017 Zalando SE, under the MIT licence:
 
-> Permission is hereby granted, free of charge, to any person obtaining a copy of this software and associated
-> documentation files (the "Software"), to deal in the Software without restriction, including without limitation
-> the rights to use, copy, modify, merge, publish, distribute, sublicense, and/or sell copies of the Software, and
-> to permit persons to whom the Software is furnished to do so, subject to the following conditions:
+> Permission is hereby granted, free of charge, to any person obtaining a copy of this software and
+> associated documentation files (the "Software"), to deal in the Software without restriction, including
+> without limitation the rights to use, copy, modify, merge, publish, distribute, sublicense, and/or sell
+> copies of the Software, and to permit persons to whom the Software is furnished to do so, subject to the
+> following conditions:
 >
-> The above copyright notice and this permission notice shall be included in all copies or substantial portions of
-> the Software.
+> The above copyright notice and this permission notice shall be included in all copies or substantial
+> portions of the Software.
 >
-> THE SOFTWARE IS PROVIDED "AS IS", WITHOUT WARRANTY OF ANY KIND, EXPRESS OR IMPLIED, INCLUDING BUT NOT LIMITED TO
-> THE WARRANTIES OF MERCHANTABILITY, FITNESS FOR A PARTICULAR PURPOSE AND NONINFRINGEMENT. IN NO EVENT SHALL THE
-> AUTHORS OR COPYRIGHT HOLDERS BE LIABLE FOR ANY CLAIM, DAMAGES OR OTHER LIABILITY, WHETHER IN AN ACTION OF
-> CONTRACT, TORT OR OTHERWISE, ARISING FROM, OUT OF OR IN CONNECTION WITH THE SOFTWARE OR THE USE OR OTHER DEALINGS
-> IN THE SOFTWARE.
+> THE SOFTWARE IS PROVIDED "AS IS", WITHOUT WARRANTY OF ANY KIND, EXPRESS OR IMPLIED, INCLUDING BUT NOT
+> LIMITED TO THE WARRANTIES OF MERCHANTABILITY, FITNESS FOR A PARTICULAR PURPOSE AND NONINFRINGEMENT. IN NO
+> EVENT SHALL THE AUTHORS OR COPYRIGHT HOLDERS BE LIABLE FOR ANY CLAIM, DAMAGES OR OTHER LIABILITY, WHETHER
+> IN AN ACTION OF CONTRACT, TORT OR OTHERWISE, ARISING FROM, OUT OF OR IN CONNECTION WITH THE SOFTWARE OR
+> THE USE OR OTHER DEALINGS IN THE SOFTWARE.
 
 The weights were trained by this project and are under its own licence (Apache-2.0)."""
 
@@ -67,9 +68,9 @@ Written by `tools/train_example.py`; edit that, not this.
 |---|---|
 | `fashion_cnn.onnx` | {parameters:,} parameters, {model_bytes:,} bytes, opset {opset}, IR {ir}; \
 input `image` float32 [N,1,28,28] = pixel/255, output `logits` [N,10] |
-| `fashion_mnist.npz` | {data_bytes:,} bytes: `images`, `labels` ({tests:,} test images, the first {per_class} of each \
-class in the order of the test set), `calibration`, `calibration_labels` ({calibration} training images, the first \
-of each class alike); all uint8 |
+| `fashion_mnist.npz` | {data_bytes:,} bytes: `images`, `labels` ({tests:,} test images, the first \
+{per_class} of each class in the order of the test set), `calibration`, `calibration_labels` \
+({calibration} training images, the first of each class alike); all uint8 |
 
 **Network.** {network}.
 
@@ -78,19 +79,19 @@ Made with torch {torch}.
 
 | measured with refq's numpy engine | images | top-1 | NLL (nats) |
 |---|---|---|---|
-| the whole test set | {all_tests:,} | {all_accuracy:.4f} | {all_nll:.4f} |
-| the test images here | {tests:,} | {accuracy:.4f} | {nll:.4f} |
+| the whole test set | {whole} |
+| the test images here | {here} |
 
 {licence}
 """
 
 RECIPE = (
-    f"AdamW (weight decay 0.01), one-cycle learning rate with peak {PEAK_RATE:g}, {EPOCHS} epochs of the 60,000 "
-    f"training images, batch {BATCH}, cross entropy, seed {SEED}, {THREADS} thread"
+    f"AdamW (weight decay 0.01), one-cycle learning rate with peak {PEAK_RATE:g}, {EPOCHS} epochs of the "
+    f"60,000 training images, batch {BATCH}, cross entropy, seed {SEED}, {THREADS} thread"
 )
 NETWORK = (
-    "Three 3x3 convolutions with 16, 32 and 64 channels (padding 1), each followed by ReLU, the first two also by "
-    "2x2 max-pooling; fully connected 64, ReLU, fully connected 10"
+    "Three 3x3 convolutions with 16, 32 and 64 channels (padding 1), each followed by ReLU, the first two "
+    "also by 2x2 max-pooling; fully connected 64, ReLU, fully connected 10"
 )
 
 
@@ -117,8 +118,8 @@ def pixels(images):
 
 
 def first_of_each_class(labels, count):
-    """Indices, ascending, of the first count // 10 images of each class; classes 0, 1, ... take one more if 10 does
-    not divide the count."""
+    """Indices, ascending, of the first count // 10 images of each class; classes 0, 1, ... take one more if
+    10 does not divide the count."""
     share, extra = divmod(count, CLASSES)
     chosen = [numpy.flatnonzero(labels == c)[: share + (c < extra)] for c in range(CLASSES)]
     return numpy.sort(numpy.concatenate(chosen))
@@ -160,18 +161,20 @@ def train(model, images, labels):
             optimiser.step()
             schedule.step()
             total += loss.item() * len(batch)
-        print(f"epoch {epoch + 1}/{EPOCHS}: loss {total / len(x):.4f}, {time.perf_counter() - begun:.0f} s", flush=True)
+        seconds = time.perf_counter() - begun
+        print(f"epoch {epoch + 1}/{EPOCHS}: loss {total / len(x):.4f}, {seconds:.0f} s", flush=True)
     model.eval()
 
 
 def onnx_node(name, layer, source, output):
     """One torch layer -> (NodeProto, its initializers)."""
-    weights = [numpy_helper.from_array(p.detach().numpy().copy(), f"{name}.{k}") for k, p in layer.named_parameters()]
+    arrays = {f"{name}.{part}": tensor.detach().numpy() for part, tensor in layer.named_parameters()}
+    weights = [numpy_helper.from_array(array, key) for key, array in arrays.items()]
     inputs = [source, *(w.name for w in weights)]
     match layer:
         case nn.Conv2d():
             pads = [layer.padding[0], layer.padding[1]] * 2
-            attributes = {"kernel_shape": list(layer.kernel_size), "pads": pads, "strides": list(layer.stride)}
+            attributes = {"kernel_shape": layer.kernel_size, "pads": pads, "strides": layer.stride}
             return helper.make_node("Conv", inputs, [output], name, **attributes), weights
         case nn.MaxPool2d():
             attributes = {"kernel_shape": [layer.kernel_size] * 2, "strides": [layer.stride] * 2}
@@ -186,7 +189,7 @@ def onnx_node(name, layer, source, output):
 
 
 def to_onnx(model, metadata):
-    """The trained network -> ModelProto with a free batch axis; tensors are named after the node that makes them."""
+    """The trained network -> ModelProto with a free batch axis; tensors are named after their node."""
     nodes, weights, source = [], [], "image"
     layers = list(model.named_children())
     for name, layer in layers:
@@ -219,7 +222,8 @@ def compare(proto, model, images):
 
 
 def write_data(path, tests, training, count):
-    """Write the npz of `count` test images and the calibration images; return the indices of the test images."""
+    """Write the npz of `count` test images and the calibration images; return the indices of the test
+    images."""
     chosen = first_of_each_class(tests[1], count)
     calibration = first_of_each_class(training[1], CALIBRATION)
     numpy.savez_compressed(
@@ -241,10 +245,15 @@ def write_largest_data(path, tests, training, model_bytes):
     raise SystemExit(f"even 1,000 test images do not fit {LARGEST:,} bytes beside a model of {model_bytes:,}")
 
 
+def measured(logits, labels):
+    """Columns of the README's table: images, top-1, NLL."""
+    return f"{len(labels):,} | {metrics.accuracy(logits, labels):.4f} | {metrics.nll(logits, labels):.4f}"
+
+
 def main():
     """Train, export, check, write."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--data", type=Path, default=DEBIAN, help="directory of the four IDX files (%(default)s)")
+    parser.add_argument("--data", type=Path, default=DEBIAN, help="directory of the IDX files (%(default)s)")
     parser.add_argument("--output", type=Path, default=OUTPUT, help="directory to write to")
     arguments = parser.parse_args()
 
@@ -258,9 +267,10 @@ def main():
         raise SystemExit(f"the network has {parameters:,} parameters; the recipe has {PARAMETERS:,}")
     train(model, *training)
 
-    made = {"data": "Fashion-MNIST, MIT licence, Zalando SE", "input": "image = pixel / 255", "recipe": RECIPE,
-            "network": NETWORK, "made_by": f"tools/train_example.py with torch {torch.__version__}"}
-    proto = to_onnx(model, made)
+    proto = to_onnx(model, {
+        "data": "Fashion-MNIST, MIT licence, Zalando SE", "input": "image = pixel / 255", "recipe": RECIPE,
+        "network": NETWORK, "made_by": f"tools/train_example.py with torch {torch.__version__}",
+    })
     logits = compare(proto, model, tests[0])
 
     arguments.output.mkdir(parents=True, exist_ok=True)
@@ -272,14 +282,10 @@ def main():
         "parameters": parameters, "model_bytes": model_bytes, "data_bytes": data_path.stat().st_size,
         "opset": OPSET, "ir": IR, "network": NETWORK, "recipe": RECIPE, "torch": torch.__version__,
         "tests": len(chosen), "per_class": len(chosen) // CLASSES, "calibration": CALIBRATION,
-        "all_tests": len(logits), "all_accuracy": metrics.accuracy(logits, tests[1]),
-        "all_nll": metrics.nll(logits, tests[1]), "accuracy": metrics.accuracy(logits[chosen], tests[1][chosen]),
-        "nll": metrics.nll(logits[chosen], tests[1][chosen]), "licence": LICENCE,
+        "whole": measured(logits, tests[1]), "here": measured(logits[chosen], tests[1][chosen]),
     }
-    (arguments.output / "README.md").write_text(README.format(**facts), encoding="utf-8")
-    print(f"test accuracy {facts['all_accuracy']:.4f} on all {len(logits):,} images, NLL {facts['all_nll']:.4f}; "
-          f"{facts['accuracy']:.4f}, {facts['nll']:.4f} on the {len(chosen):,} written")
-    print(f"{model_path.name} {model_bytes:,} bytes, {data_path.name} {facts['data_bytes']:,} bytes")
+    (arguments.output / "README.md").write_text(README.format(licence=LICENCE, **facts), encoding="utf-8")
+    print(*(f"{key}: {value}" for key, value in facts.items()), sep="\n")
 
 
 if __name__ == "__main__":

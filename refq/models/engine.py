@@ -1,9 +1,9 @@
 """Run an ONNX model in numpy.
 
 `onnx.reference` does the work, one node at a time; `OPS` replaces the operators that it computes slowly or
-wrongly. Nodes that depend on weights alone (a DequantizeLinear in front of a weight, say) are computed once, when
-the engine is made; every other result is dropped after its last use. Sums are taken in the dtype of the tensors,
-float16 and bfloat16 products in float32.
+wrongly. Nodes that depend on weights alone (a DequantizeLinear in front of a weight, say) are computed once,
+when the engine is made; every other result is dropped after its last use. Sums are taken in the dtype of the
+tensors, float16 and bfloat16 products in float32.
 """
 
 import itertools
@@ -15,22 +15,24 @@ import numpy
 import onnx
 import onnx.inliner
 import onnx.version_converter
+from onnx import TensorProto
 from onnx.reference import ReferenceEvaluator
 from onnx.reference.op_run import OpRun
 
 from refq.errors import InputError
 
-# Below 14 BatchNormalization, below 13 the Softmax family mean something that onnx.reference does not compute.
+# Below 14 BatchNormalization, and below 13 Softmax, mean something that onnx.reference does not compute.
 OLDEST_OPSET = 14
-CHUNK = 1 << 18  # elements of the gathered operand of one matrix product in Conv: 1 MiB of float32, about an L2
+# Elements of the gathered operand of one matrix product in Conv: 1 MiB of float32, about an L2 cache.
+CHUNK = 1 << 18
 
 
 class Engine:
     """An ONNX model ready to run.
 
-    `model` is a ModelProto or a path. Local functions are inlined and opsets below 14 raised first, on a copy; the
-    proto that runs is `.model`. Raises InputError for a file that is not a model, an opset that cannot be
-    raised, an operator that nothing here can run, or one known to be computed wrongly.
+    `model` is a ModelProto or a path. Local functions are inlined and opsets below 14 raised first, on a
+    copy; the proto that runs is `.model`. Raises InputError for a file that is not a model, an opset that
+    cannot be raised, an operator that nothing here can run, or one known to be computed wrongly.
     """
 
     def __init__(self, model):
@@ -48,10 +50,11 @@ class Engine:
         self._fold()
 
     def run(self, feeds, outputs=None):
-        """`feeds`: input name -> array of exactly the dtype and shape the model declares. `outputs`: names of any
-        tensors of the main graph (default: its outputs). Returns name -> array, in that order.
+        """`feeds`: input name -> array of exactly the dtype and shape the model declares. `outputs`: names of
+        any tensors of the main graph (default: its outputs). Returns name -> array, in that order.
 
-        Raises InputError for a feed that does not fit, an unknown name, or a node that fails (naming the node).
+        Raises InputError for a feed that does not fit, an unknown name, or a node that fails (naming the
+        node).
         """
         _check_feeds(feeds, self.inputs, self._defaults)
         outputs = self.outputs if outputs is None else tuple(outputs)
@@ -67,11 +70,15 @@ class Engine:
         """Compute the nodes whose inputs are all constant and leave them out of every run."""
         values, rest = {"": None, **self._static}, []
         for node, operator in self._nodes:
-            if node.op_type in RANDOM or operator.need_context() or any(name not in values for name in node.input):
+            constant = all(name in values for name in node.input)
+            if not constant or node.op_type in RANDOM or operator.need_context():
                 rest.append((node, operator))
             else:
                 _run_node(node, operator, values)
         del values[""]
+        for array in values.values():  # run() may hand these out; writing to them must not change later runs
+            if isinstance(array, numpy.ndarray):
+                array.flags.writeable = False
         self._static, self._nodes = values, rest
 
     def _plan(self, outputs):
@@ -100,7 +107,8 @@ def run_batches(model, feeds, batch_size, progress=None, outputs=None):
     concatenate the outputs along axis 0. Returns name -> array.
 
     `progress(done, total)`, if given, is called after every part with numbers of rows. Raises InputError as
-    Engine.run does, when the feeds have no or different lengths, and when an output has no row for every input row.
+    Engine.run does, when the feeds have no or different lengths, and when an output has no row for every
+    input row.
     """
     engine = model if isinstance(model, Engine) else Engine(model)
     lengths = {name: numpy.shape(value)[:1] for name, value in feeds.items()}
@@ -115,7 +123,7 @@ def run_batches(model, feeds, batch_size, progress=None, outputs=None):
         part = engine.run({name: value[begin:end] for name, value in feeds.items()}, outputs)
         for name, value in part.items():
             if value.shape[:1] != (end - begin,):
-                raise InputError(f"output {name!r} has shape {value.shape} for {end - begin} input rows, so the "
+                raise InputError(f"output {name!r} has shape {value.shape} for {end - begin} input rows, so "
                                  f"batches cannot be put together; run the whole at once with Engine.run")
         parts.append(part)
         if progress:
@@ -127,11 +135,12 @@ def run_batches(model, feeds, batch_size, progress=None, outputs=None):
 
 
 def _prepared(model):
-    """ModelProto or path -> a ModelProto without local functions and of an opset that onnx.reference computes."""
+    """ModelProto or path -> a ModelProto without local functions and of an opset that onnx.reference
+    computes."""
     if isinstance(model, (str, os.PathLike)):
         try:
             model = onnx.load(model)
-        except Exception as error:  # protobuf's DecodeError, the checker's ValidationError, OSError: no common base
+        except Exception as error:  # DecodeError, ValidationError, OSError: no common base
             raise InputError(f"{model} cannot be read as an ONNX model: {error}") from error
     if not isinstance(model, onnx.ModelProto):
         raise InputError(f"a model is an onnx.ModelProto or a path, not {type(model).__name__}")
@@ -152,7 +161,8 @@ def _prepared(model):
 
 
 def _keep_old_resize(graph):
-    """Upsample and Resize below opset 11 knew one mapping of places; the converter leaves Resize at its new default."""
+    """Upsample and Resize below opset 11 knew one mapping of places; the converter leaves Resize at its new
+    default."""
     for node in _all_nodes(graph):
         if node.op_type == "Resize" and node.domain in STANDARD:
             mapping = {"coordinate_transformation_mode": "asymmetric", "nearest_mode": "floor"}
@@ -197,7 +207,8 @@ def _input(position):
 
 
 def _attribute_other_than(name, *defaults):
-    """Is the attribute given with a value other than the default, or other than its repetition per direction?"""
+    """Is the attribute given with a value other than the default, or other than its repetition per
+    direction?"""
 
     def test(node):
         given = next((onnx.helper.get_attribute_value(a) for a in node.attribute if a.name == name), None)
@@ -216,7 +227,7 @@ def _scan_outputs(node):
 STANDARD = ("", "ai.onnx")
 ANY = math.inf
 _LSTM, _GRU = (b"Sigmoid", b"Tanh", b"Tanh"), (b"Sigmoid", b"Tanh")
-# (operator, in opsets below, when, what onnx.reference does): accepted without a word, yet not what ONNX defines.
+# (operator, in opsets below, when, what onnx.reference does): accepted, yet not what ONNX defines.
 WRONG = (
     ("LSTM", ANY, _input(4), "ignores its sequence_lens"),
     ("GRU", ANY, _input(4), "ignores its sequence_lens"),
@@ -229,9 +240,11 @@ WRONG = (
     ("LSTM", ANY, _attribute_other_than("input_forget", 0), "ignores its input_forget"),
     ("ConvTranspose", ANY, _attribute_other_than("group", 1), "adds the bias wrongly when group is not 1"),
     ("Loop", ANY, _scan_outputs, "stacks its scan outputs wrongly"),
-    ("Hardmax", 13, _always, "takes the largest along one axis where opsets below 13 flatten the axes from there on"),
+    ("Hardmax", 13, _always, "looks along one axis where opsets below 13 flatten all from that axis on"),
 )
-RANDOM = {"Bernoulli", "Multinomial", "RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike"}
+RANDOM = {
+    "Bernoulli", "Multinomial", "RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike",
+}
 
 
 # Running
@@ -241,7 +254,7 @@ def _run_node(node, operator, values):
     """Run one node on `values` and put its outputs there."""
     context = {"context": values} if operator.need_context() else {}
     try:
-        # An ONNX operator has no exceptions: an overflow is Inf, Inf - Inf is NaN, and neither is worth a warning.
+        # An ONNX operator has no exceptions: an overflow is Inf, Inf - Inf is NaN, neither earns a warning.
         with numpy.errstate(all="ignore"):
             results = operator.run(*(values[name] for name in node.input), **context)
     except Exception as error:  # whatever an implementation raises, the user needs to know where
@@ -259,13 +272,16 @@ def _listed(names):
 
 
 def _tensor_type(value):
-    """(dtype, dims) of a graph input; a dim is a number, a name or None. None for what is not a numeric tensor, dims
-    None for a tensor of unknown rank."""
+    """(dtype, dims) of a graph input; a dim is a number, a name or None. None for what is not a numeric
+    tensor, dims None for a tensor of unknown rank."""
     tensor = value.type.tensor_type
-    if not tensor.elem_type or tensor.elem_type == onnx.TensorProto.STRING:
+    if not tensor.elem_type or tensor.elem_type == TensorProto.STRING:
         return None
-    dims = [dim.dim_param or None if not dim.HasField("dim_value") else dim.dim_value for dim in tensor.shape.dim]
-    return onnx.helper.tensor_dtype_to_np_dtype(tensor.elem_type), dims if tensor.HasField("shape") else None
+    dtype = onnx.helper.tensor_dtype_to_np_dtype(tensor.elem_type)
+    if not tensor.HasField("shape"):
+        return dtype, None
+    dims = tensor.shape.dim
+    return dtype, [dim.dim_value if dim.HasField("dim_value") else dim.dim_param or None for dim in dims]
 
 
 def _check_feeds(feeds, inputs, defaults):
@@ -286,7 +302,7 @@ def _check_feed(name, value, dtype, dims, lengths):
     if not isinstance(value, numpy.ndarray):
         raise InputError(f"input {name!r} is a {type(value).__name__}; it must be a numpy array of {dtype}")
     if value.dtype != dtype:
-        raise InputError(f"input {name!r} is {value.dtype}; the model takes {dtype}, and refq does not convert it")
+        raise InputError(f"input {name!r} is {value.dtype}; the model takes {dtype}; convert it first")
     if dims is None:
         return
     wanted = [lengths.get(dim, dim) for dim in dims]
@@ -302,8 +318,9 @@ def _check_feed(name, value, dtype, dims, lengths):
 
 @dataclass(frozen=True)
 class Window:
-    """A window sliding over the spatial axes, one entry per axis: its kernel, stride, dilation, the padding declared
-    on either side, and how many places it takes. In ceil mode the last place may reach beyond the padding."""
+    """A window sliding over the spatial axes, one entry per axis: its kernel, stride, dilation, the padding
+    declared on either side, and how many places it takes. In ceil mode the last place may reach beyond the
+    padding."""
 
     kernel: tuple
     strides: tuple
@@ -314,24 +331,27 @@ class Window:
 
     def reach(self, axis):
         """Length of the padded axis that the places cover."""
-        return (self.places[axis] - 1) * self.strides[axis] + (self.kernel[axis] - 1) * self.dilations[axis] + 1
+        extent = (self.kernel[axis] - 1) * self.dilations[axis] + 1
+        return (self.places[axis] - 1) * self.strides[axis] + extent
 
     def taps(self, padded):
         """One view per kernel element, row-major: what that element sees at every place."""
+        axes = tuple(zip(self.dilations, self.places, self.strides))
         for offsets in itertools.product(*map(range, self.kernel)):
             yield padded[(..., *(
                 slice(offset * dilation, offset * dilation + (places - 1) * stride + 1, stride)
-                for offset, dilation, places, stride in zip(offsets, self.dilations, self.places, self.strides)
+                for offset, (dilation, places, stride) in zip(offsets, axes)
             ))]
 
     def padded(self, x, fill):
         """`x` [N, C, spatial...] with `fill` around it, as far as the window reaches."""
         spatial = x.shape[2:]
-        ends = [max(self.reach(i), before + size) for i, (before, size) in enumerate(zip(self.before, spatial))]
-        if tuple(ends) == spatial:
+        inside = [slice(before, before + size) for before, size in zip(self.before, spatial)]
+        ends = tuple(max(self.reach(axis), part.stop) for axis, part in enumerate(inside))
+        if ends == spatial:
             return x
         result = numpy.full((*x.shape[:2], *ends), fill, x.dtype)
-        result[(..., *(slice(before, before + size) for before, size in zip(self.before, spatial)))] = x
+        result[(..., *inside)] = x
         return result
 
 
@@ -339,7 +359,7 @@ def window(spatial, kernel, strides=None, dilations=None, pads=None, auto_pad="N
     """The Window of ONNX's attributes (None: the default) over an input of the given spatial shape."""
     rank = len(spatial)
     strides, dilations, pads = strides or [1] * rank, dilations or [1] * rank, pads or [0] * 2 * rank
-    before, after, places = [], [], []
+    axes = []
     for size, taps, stride, dilation, pad in zip(spatial, kernel, strides, dilations, zip(pads, pads[rank:])):
         extent = (taps - 1) * dilation + 1
         if auto_pad in ("SAME_UPPER", "SAME_LOWER"):
@@ -349,12 +369,12 @@ def window(spatial, kernel, strides=None, dilations=None, pads=None, auto_pad="N
         elif auto_pad == "VALID":
             pad = (0, 0)
         count, left = divmod(size + sum(pad) - extent, stride)
-        # ceil mode takes one more place for what is left over, if it begins before the padding on the far side
+        # ceil mode takes one more place for what is left over, if it begins before the far padding
         count += 1 + (ceil_mode and left > 0 and (count + 1) * stride < size + pad[0])
         if count < 1:
             raise ValueError(f"a window of {extent} does not fit an axis of {size} with padding {pad}")
-        before.append(pad[0]), after.append(pad[1]), places.append(int(count))
-    return Window(*map(tuple, (kernel, strides, dilations, before, after, places)))
+        axes.append((taps, stride, dilation, *pad, int(count)))
+    return Window(*zip(*axes))
 
 
 def _wide(*arrays):
@@ -364,17 +384,19 @@ def _wide(*arrays):
 
 
 def conv(x, w, b, group, win):
-    """Convolution as matrix products: x [N, C, ...], w [M, C/group, kernel...], b [M] or None -> [N, M, places...].
+    """Convolution as matrix products.
 
-    The operand of a product is gathered from as many taps of as many images as CHUNK allows: all of them when
-    the images are small, one tap of one image, a shifted view, when they are large.
+    x [N, C, ...], w [M, C/group, kernel...], b [M] or None, Window -> [N, M, places...]. The operand of a
+    product is gathered from as many taps of as many images as CHUNK allows: all of them when the images are
+    small, one tap of one image, a shifted view, when they are large.
     """
     images, channels, taps, area = len(x), x.shape[1], math.prod(win.kernel), math.prod(win.places)
     per_product = min(taps, max(1, CHUNK // max(1, channels * area)))
     step = max(1, CHUNK // max(1, channels * area * per_product))
     rows, depth = len(w) // group, channels // group
     weights = w.reshape(group, rows, depth, taps).transpose(0, 1, 3, 2)
-    blocks = [weights[:, :, t : t + per_product].reshape(group, rows, -1) for t in range(0, taps, per_product)]
+    cuts = range(0, taps, per_product)
+    blocks = [weights[:, :, cut : cut + per_product].reshape(group, rows, -1) for cut in cuts]
     result = numpy.empty((images, group, rows, area), x.dtype)
     for begin in range(0, images, step):
         out = result[begin : begin + step]
@@ -403,8 +425,8 @@ def max_pool(x, win):
 
 
 def max_pool_with_indices(x, win, order):
-    """(max_pool without its rule for NaN, int64 positions of the first maxima in `x` flattened, the spatial axes of
-    every channel in `order` "C" or "F")."""
+    """(max_pool without its rule for NaN, int64 positions of the first maxima in `x` flattened, the spatial
+    axes of every channel in `order` "C" or "F")."""
     spatial = x.shape[2:]
     positions = numpy.arange(math.prod(spatial)).reshape((1, 1, *spatial), order=order)
     taps = zip(win.taps(win.padded(x, _lowest(x.dtype))), win.taps(win.padded(positions, -1)))
@@ -414,8 +436,8 @@ def max_pool_with_indices(x, win, order):
         larger = (tap > result) | ((indices < 0) & (position >= 0))
         numpy.copyto(result, tap, where=larger)
         numpy.copyto(indices, position, where=larger)
-    indices += numpy.arange(math.prod(x.shape[:2])).reshape(*x.shape[:2], *[1] * len(spatial)) * math.prod(spatial)
-    return result, indices
+    channels = numpy.arange(math.prod(x.shape[:2])).reshape(*x.shape[:2], *[1] * len(spatial))
+    return result, indices + channels * math.prod(spatial)
 
 
 def _lowest(dtype):
@@ -423,8 +445,8 @@ def _lowest(dtype):
 
 
 def average_pool(x, win, count_include_pad):
-    """Mean of every window over its elements inside the input, or with `count_include_pad` inside the declared
-    padding too; what ceil mode reaches beyond that never counts."""
+    """Mean of every window over its elements inside the input, or with `count_include_pad` inside the
+    declared padding too; what ceil mode reaches beyond that never counts."""
     taps = win.taps(win.padded(x, 0))
     result = next(taps).copy()
     for tap in taps:
@@ -438,11 +460,58 @@ def average_pool(x, win, count_include_pad):
     return result / counts.astype(x.dtype)
 
 
+# Quantised weights
+
+
+_E8M0 = onnx.helper.tensor_dtype_to_np_dtype(TensorProto.FLOAT8E8M0)
+
+
+def dequantize_linear(x, scale, zero_point, axis, block_size):
+    """(x - zero_point) * scale in float64, where both steps are exact for every type that ONNX allows.
+
+    `scale` and `zero_point` (or None) have no axis, the one of `axis`, or all those of `x`, one per block.
+    """
+    if scale.dtype.itemsize == 1 and scale.dtype != _E8M0:
+        raise ValueError(f"a scale is float32, float16, bfloat16 or E8M0 in ONNX, not {scale.dtype}")
+    values = _values(x)
+    if zero_point is not None:
+        values -= _spread(_values(zero_point), x.shape, axis, block_size)
+    values *= _spread(_values(scale), x.shape, axis, block_size)
+    return values
+
+
+def _values(x):
+    """float64 values of any array; those of a byte through a table, since ml_dtypes converts one by one."""
+    if x.dtype.itemsize > 1:
+        return x.astype(numpy.float64)
+    return numpy.arange(256, dtype=numpy.uint8).view(x.dtype).astype(numpy.float64)[x.view(numpy.uint8)]
+
+
+def _spread(scale, shape, axis, block_size):
+    """`scale` in a shape that broadcasts to `shape`."""
+    if scale.size == 1 and scale.ndim <= 1:
+        return scale.reshape(())
+    if block_size:
+        blocks = list(shape)
+        blocks[axis] = -(-shape[axis] // block_size)
+        if scale.shape != tuple(blocks):
+            raise ValueError(f"scales of shape {scale.shape} for {shape} in blocks of {block_size} along axis "
+                             f"{axis}; they must have shape {tuple(blocks)}")
+        cut = [slice(None)] * len(shape)
+        cut[axis] = slice(shape[axis])
+        return numpy.repeat(scale, block_size, axis)[tuple(cut)]
+    if scale.shape != (shape[axis],):
+        raise ValueError(f"scales of shape {scale.shape} for {shape} along axis {axis}; "
+                         f"they must have shape {(shape[axis],)}")
+    return scale.reshape([-1 if index == axis % len(shape) else 1 for index in range(len(shape))])
+
+
 # Operators, called by onnx.reference with its attributes by name; a class is found by its name
 
 
 class Conv(OpRun):
-    def _run(self, x, w, b=None, auto_pad=None, dilations=None, group=None, kernel_shape=None, pads=None, strides=None):
+    def _run(self, x, w, b=None, auto_pad=None, dilations=None, group=None, kernel_shape=None, pads=None,
+             strides=None):
         if x.shape[1] != w.shape[1] * group or len(w) % group:
             raise ValueError(f"input {x.shape} and weights {w.shape} do not fit group {group}")
         if kernel_shape and tuple(kernel_shape) != w.shape[2:]:
@@ -452,15 +521,17 @@ class Conv(OpRun):
 
 
 class MaxPool(OpRun):
-    def _run(self, x, auto_pad=None, ceil_mode=None, dilations=None, kernel_shape=None, pads=None, storage_order=None,
-             strides=None):
+    def _run(self, x, auto_pad=None, ceil_mode=None, dilations=None, kernel_shape=None, pads=None,
+             storage_order=None, strides=None):
         win = window(x.shape[2:], kernel_shape, strides, dilations, pads, auto_pad, ceil_mode)
-        return max_pool_with_indices(x, win, "CF"[storage_order]) if len(self.output) > 1 else (max_pool(x, win),)
+        if len(self.output) > 1:
+            return max_pool_with_indices(x, win, "CF"[storage_order])
+        return (max_pool(x, win),)
 
 
 class AveragePool(OpRun):
-    def _run(self, x, auto_pad=None, ceil_mode=None, count_include_pad=None, dilations=None, kernel_shape=None,
-             pads=None, strides=None):
+    def _run(self, x, auto_pad=None, ceil_mode=None, count_include_pad=None, dilations=None,
+             kernel_shape=None, pads=None, strides=None):
         win = window(x.shape[2:], kernel_shape, strides, dilations, pads, auto_pad, ceil_mode)
         return (average_pool(*_wide(x), win, count_include_pad).astype(x.dtype, copy=False),)
 
@@ -514,4 +585,10 @@ def _erf(x):
     return erf(x)
 
 
-OPS = (Conv, MaxPool, AveragePool, GlobalMaxPool, MatMul, Gemm, Relu, Erf, Gelu)
+class DequantizeLinear(OpRun):
+    def _run(self, x, scale, zero_point=None, axis=None, block_size=None, output_dtype=None):
+        dtype = onnx.helper.tensor_dtype_to_np_dtype(output_dtype) if output_dtype else scale.dtype
+        return (dequantize_linear(x, scale, zero_point, axis, block_size).astype(dtype),)
+
+
+OPS = (DequantizeLinear, Conv, MaxPool, AveragePool, GlobalMaxPool, MatMul, Gemm, Relu, Erf, Gelu)

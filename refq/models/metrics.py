@@ -1,7 +1,8 @@
 """How far one model's outputs lie from the labels, or from another model's outputs.
 
-Everything is computed in float64. `logits` are unnormalised log-probabilities with the classes along the last axis;
-the axes before it may be any (images: [N, C]; text: [batch, time, vocabulary]). Every function returns a float.
+Everything is computed in float64. `logits` are unnormalised log-probabilities with the classes along the last
+axis; the axes before it may be any (images: [N, C]; text: [batch, time, vocabulary]). Every function returns
+a float.
 """
 
 import math
@@ -12,8 +13,8 @@ from refq.errors import InputError
 
 
 def log_softmax(logits):
-    """log of softmax along the last axis, float64, shape of `logits`; the largest entry is subtracted first, so that
-    no finite logit overflows. An entry of -Inf stays -Inf.
+    """log of softmax along the last axis, float64, shape of `logits`; the largest entry is subtracted first,
+    so that no finite logit overflows. An entry of -Inf stays -Inf.
     """
     logits = _doubles("logits", logits)
     with numpy.errstate(invalid="ignore"):  # a row without a finite entry: Inf - Inf, the row is NaN
@@ -24,8 +25,8 @@ def log_softmax(logits):
 def accuracy(logits, labels):
     """Share of rows whose largest logit is at the label (of equal ones the first counts).
 
-    logits [..., C]; labels [...], integers 0..C-1. A row with a NaN is wrong. Raises InputError for shapes or labels
-    that do not fit.
+    logits [..., C]; labels [...], integers 0..C-1. A row with a NaN is wrong. Raises InputError for shapes or
+    labels that do not fit.
     """
     logits = _doubles("logits", logits)
     labels = _labels(logits, labels)
@@ -45,14 +46,14 @@ def nll(logits, labels):
 
 
 def kl(reference_logits, other_logits):
-    """Mean over rows of the divergence KL(reference || other), in nats: 0 when the two give equal probabilities.
+    """Mean over rows of the divergence KL(reference || other), in nats; 0 for equal probabilities.
 
     Both [..., C]. A class of reference probability 0 contributes 0. Raises InputError for unequal shapes.
     """
     reference, other = _pair(reference_logits, other_logits)
     log_p, log_q = log_softmax(reference), log_softmax(other)
     p = numpy.exp(log_p)
-    with numpy.errstate(invalid="ignore"):  # 0 * (-Inf - q) where p is 0; a NaN that came in has a NaN p and stays
+    with numpy.errstate(invalid="ignore"):  # -Inf - -Inf where p is 0; a NaN makes p NaN and stays
         terms = numpy.where(p == 0, 0.0, p * (log_p - log_q))
     return float(terms.sum(axis=-1).mean())
 
@@ -60,7 +61,8 @@ def kl(reference_logits, other_logits):
 def sqnr_db(reference, other):
     """Signal to quantisation noise, 10 log10(sum reference^2 / sum (reference - other)^2), in dB.
 
-    +Inf when the two are equal, -Inf when only the reference is all zero. Raises InputError for unequal shapes.
+    +Inf when the two are equal, -Inf when only the reference is all zero. Raises InputError for unequal
+    shapes.
     """
     reference, other = _pair(reference, other)
     signal, noise = _squares(reference), _squares(_difference(reference, other))
@@ -108,10 +110,11 @@ def _labels(logits, labels):
     if labels.dtype.kind not in "iu":
         raise InputError(f"labels are {labels.dtype}; they must be integers")
     if labels.shape != logits.shape[:-1]:
-        raise InputError(f"labels have shape {labels.shape}; logits of shape {logits.shape} need {logits.shape[:-1]}")
-    classes = logits.shape[-1]
-    if labels.min() < 0 or labels.max() >= classes:
-        raise InputError(f"labels lie in {labels.min()}..{labels.max()}; {classes} classes allow 0..{classes - 1}")
+        raise InputError(f"labels have shape {labels.shape}; "
+                         f"logits of shape {logits.shape} need {logits.shape[:-1]}")
+    low, high, classes = labels.min(), labels.max(), logits.shape[-1]
+    if low < 0 or high >= classes:
+        raise InputError(f"labels lie in {low}..{high}; {classes} classes allow 0..{classes - 1}")
     return labels.astype(numpy.int64)
 
 

@@ -1,4 +1,5 @@
-"""The embedded example: a Fashion-MNIST CNN with labelled images. What is in it, and under which licence: README.md."""
+"""The embedded example: a Fashion-MNIST CNN with labelled images. What is in it, and under which licence:
+README.md."""
 
 from dataclasses import dataclass
 from importlib import resources
@@ -11,8 +12,8 @@ import numpy
 class Example:
     """The model file and its data.
 
-    `images` and `calibration` are float32 [N,1,28,28], pixel/255, ready for the model's input `image`; the labels are
-    int64 [N], 0..9. `images` come from the test set, `calibration` from the training set.
+    `images` and `calibration` are float32 [N,1,28,28], pixel/255, ready for the model's input `image`; the
+    labels are int64 [N], 0..9. `images` come from the test set, `calibration` from the training set.
     """
 
     model_path: Path
