@@ -5,7 +5,8 @@ Everything here is exact (fractions), and nothing decides a verdict. Spec: CHECK
 
 from fractions import Fraction
 
-from refq.formats.policies import ROUNDINGS, overflow_rule
+from refq.formats.policies import rounding_rule
+from refq.formats.show import show_cast
 from refq.formats.values import INF, NAN, NEG_INF, exact, split
 from refq.vectors import sets
 from refq.vectors.vec import Header, format_of
@@ -30,49 +31,28 @@ def _cast_story(name, header: Header, operand: str, got: str, want: str) -> str:
         why, clauses = _decode_why(source, code)
         show = f"refq show {source.name} {code:#x}"
     else:
-        why, clauses = cast_why(source, code, target, name, want_code)
-        show = _show(source, code, target, name)
+        rounding, width = name.rounding
+        cast = show_cast(source, code, target, rounding, name.policy, int(random, 16) if width else None, width)
+        gap = "".join(f"between {text}: " for label, text in cast.steps if label == "between")
+        why, clauses, show = gap + cast.why, cast.clauses, _show(source, code, target, name)
     extra = f" random {random}" if random else ""
     wrong = difference(target, got_code, want_code)
     return (f"in {operand.split('_')[0]} ({value_text(source, code)}){extra} got {got} ({value_text(target, got_code)}) "
             f"want {want} ({value_text(target, want_code)}): {why}; the answer {wrong} [{', '.join(clauses)}]  {show}")
 
 
-def cast_why(source, code: int, target, name, want: int) -> tuple[str, list[str]]:
-    """(words, clauses): why a code of the source becomes the wanted code of the target."""
-    limits = overflow_rule(name.policy, target.special)
-    over = sets.OVERFLOW_CLAUSES.get(name.policy, "OVER-6")
-    value, result = exact(source, code), exact(target, want)
-    if value == NAN:
-        clause = "NAN-3" if not target.is_float else "NAN-1" if result == NAN else "NAN-2"
-        return f"a NaN becomes {_named(target, want)}", [clause]
-    if value in (INF, NEG_INF):
-        return f"an infinity becomes {_named(target, want)} under {name.policy}", [over]
-    if value < 0 and target.lowest >= 0 and limits.negative != ("magnitude",):
-        return f"below zero in an unsigned format under {name.policy}", ["OVER-8"]
-    if value == 0:
-        if not target.has_zero:
-            return "the format has no zero", ["ZERO-2"]
-        return "zero keeps its sign" if target.has_neg_zero else "the format has one zero", ["ZERO-1"]
-    rounding, _ = name.rounding
-    return quotient_why(value, target, rounding, name.policy, want, over)
-
-
-def quotient_why(value: Fraction, target, rounding: str, policy: str, want: int, over: str) -> tuple[str, list[str]]:
-    """(words, clauses) for a finite non-zero number rounded into a format."""
-    rule, result = ROUNDINGS[rounding], exact(target, want)
+def quotient_why(value: Fraction, target, rounding: str, want: int) -> tuple[str, list[str]]:
+    """(words, clauses) for a quotient that rounds, saturating, into an element format."""
+    rule = rounding_rule(rounding)
     below, above, part = bracket(target, abs(value))
     largest = -target.lowest if value < 0 and target.lowest < 0 else target.max
     if below > largest or below == largest and part:
         beyond = f"beyond the largest magnitude {decimal(largest)}" if below > largest \
             else f"{_position(below, above, part)} (out of range)"
-        return f"{beyond}; {rule.words}, then {policy}: {_outcome(result, target, want)}", [rule.clause, "OVER-1", over]
+        return f"{beyond}; {rule.words}, saturating: {value_text(target, want)}", [rule.clause, "OVER-2"]
     if not part:
         return "a value of the format", ["VAL-2"]
-    clause = "ROUND-7" if not target.has_zero and below == 0 else rule.clause
-    if target.is_float and target.precision == 1 and part == Fraction(1, 2):
-        clause = "ROUND-6"
-    return f"{_position(below, above, part)}; {rule.words}: {value_text(target, want)}", [clause]
+    return f"{_position(below, above, part)}; {rule.words}: {value_text(target, want)}", [rule.clause]
 
 
 def bracket(target, magnitude: Fraction) -> tuple[Fraction, Fraction, Fraction]:
@@ -94,10 +74,6 @@ def _position(below: Fraction, above: Fraction, part: Fraction) -> str:
     half = Fraction(1, 2)
     where = "halfway" if part == half else "above the middle" if part > half else "below the middle"
     return f"magnitude {where} between {decimal(below)} and {decimal(above)}"
-
-
-def _outcome(result, target, want: int) -> str:
-    return {NAN: "NaN", INF: "infinity", NEG_INF: "minus infinity"}.get(result) or f"{value_text(target, want)}"
 
 
 def _decode_why(row, code: int) -> tuple[str, list[str]]:
@@ -153,7 +129,7 @@ def _tile_story(name, header: Header, operand: str, got: str, want: str) -> str:
             break
     had, due = (text[place * field.digits:(place + 1) * field.digits] for text in (had, due))
     row, want_code = format_of(field.token), int(due, 16)
-    words = [text for text in operand.split("_")]
+    words = operand.split("_")
     elements = _element_codes(header.operand_fields[-1], words[-1])
     source = format_of(name.src)
     if field is not fields[-1]:
@@ -165,7 +141,7 @@ def _tile_story(name, header: Header, operand: str, got: str, want: str) -> str:
         show = f"refq show {row.name} {want_code:#x}"
     else:
         which = f"element {place}"
-        where = f"in {_element_text(header, words, place)} ({value_text(source, elements[place])})"
+        where = f"in {_shortened(operand)} at {_element_text(header, words, place)} ({value_text(source, elements[place])})"
         why, clauses, show = _element_why(name, header, words, want, place, elements[place], want_code)
     return (f"{where} {which} got {had} ({value_text(row, _code(had))}) want {due} ({value_text(row, want_code)}): "
             f"{why}; the answer {difference(row, _code(had), want_code)} [{', '.join(clauses)}]  {show}")
@@ -186,7 +162,7 @@ def _element_why(name, header: Header, words: list[str], want: str, place: int, 
     if not step or not value:
         return f"zero over a scale of {decimal(step)}", ["BLOCK-5"], f"refq show {target.name} {want_code:#x}"
     rounding, _ = name.rounding
-    why, clauses = quotient_why(value / step, target, rounding, "sat", want_code, "OVER-2")
+    why, clauses = quotient_why(value / step, target, rounding, want_code)
     return f"over the scale {decimal(step)}: {why}", ["BLOCK-4", *clauses], f"refq show {target.name} {want_code:#x}"
 
 
@@ -243,10 +219,6 @@ def decimal(value: Fraction, digits: int = 12) -> str:
         return text if Fraction(text) == value else text + "..."
     low = (value.numerator & -value.numerator).bit_length() - 1 - places
     return f"{value / Fraction(2) ** low}*2^{low}"
-
-
-def _named(row, code: int) -> str:
-    return f"{code:0{-(-row.width // 4)}x} ({value_text(row, code)})"
 
 
 def _code(text: str) -> int | None:

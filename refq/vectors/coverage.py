@@ -34,14 +34,15 @@ def boundary(source, target) -> np.ndarray:
     """The complete set for a monotone device (Spec: VEC-9).
 
     Every value, every midpoint, the overflow threshold and the underflow points of the target, each with its
-    predecessor and successor in the source; three significands at every source exponent; the special operands.
+    predecessor and successor in the source; three significands at every source exponent; single bits above a few
+    values and midpoints, for devices that drop some sticky bits; the special operands.
     Returns sorted unique source codes. Raises InputError for a source that is not an IEEE-style signed float, or a
     target wider than 16 bits.
     """
     _check_source(source)
     if target.width > 16 or source.width > 64:
         raise InputError(f"boundary sets end at targets of 16 bits, {short_name(target)} has {target.width}")
-    taken = set(_grid(source)) | set(_specials(source))
+    taken = set(_grid(source)) | set(_specials(source)) | set(_single_bits(source, target))
     for point in points(target):
         taken.update(neighbours(source, point))
     return _both_signs(source, taken)
@@ -127,6 +128,18 @@ def _grid(source) -> Iterator[int]:
     alternating = int("01" * man, 2) & ((1 << man) - 1)
     for exponent in range((source.layout.max_index >> man) + 1):
         yield from ((exponent << man) + trailing for trailing in (0, alternating, (1 << man) - 1))
+
+
+def _single_bits(source, target) -> Iterator[int]:
+    """Near the smallest, the middle and the largest value: the value and the midpoint above it plus one lower bit."""
+    layout = target.layout
+    middle = max(layout.first, target.code_of_one or (1 << layout.man)) if target.is_float else layout.max_index // 2
+    for index in {1, min(middle, layout.max_index), layout.max_index}:
+        gap, _ = floor_index(source, layout.magnitude(index + 1))
+        for point in (layout.magnitude(index), midpoint(layout, index)):
+            place, exact = floor_index(source, point)
+            if exact and gap <= source.layout.max_index:
+                yield from (place + (1 << k) for k in range(source.layout.man) if place + (1 << k) < gap)
 
 
 def _specials(source) -> list[int]:

@@ -10,20 +10,19 @@ Spec: VEC-1.
 
 import re
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 
 from refq.errors import InputError
 from refq.formats import codec
-from refq.formats.policies import OVERFLOWS, ROUNDINGS, overflow_rule, rounding_rule
+from refq.formats.policies import ROUNDINGS, overflow_rule, rounding_rule
 from refq.formats.rows import FORMATS
+from refq.formats.show import overflow_clause
 from refq.vectors import coverage, tiles
 from refq.vectors.vec import LABEL, SHORT, Field, Header, VectorSet, format_of, short_name
 
 DTYPES = {"f64": np.float64, "f32": np.float32, "f16": np.float16}
-OVERFLOW_CLAUSES = {"sat": "OVER-2", "nonsat": "OVER-3", "satfinite": "OVER-4", "satpropagate": "OVER-4",
-                    "satnone": "OVER-4", "satnone-main": "OVER-4", "ieee": "OVER-5", "satsym": "OVER-7"}
 VENDORS = {"cuda": "nvidia", "cutlass": "nvidia", "ml_dtypes": "ml_dtypes", "torch": "pytorch", "onnx": "onnx"}
 # What each document settles for a conversion into its formats: overflow rules, sources, roundings (None: all).
 DOCUMENTS = {"OFP8": (("sat", "nonsat"), ("f32", "f16", "bf16"), ("rne",)),
@@ -221,7 +220,7 @@ def clause(name: SetName) -> str:
     rounding, _ = name.rounding
     if (rounding, name.policy) == ("rne", "sat"):
         return "CAST-3"
-    return f"{ROUNDINGS[rounding].clause},{OVERFLOW_CLAUSES.get(name.policy, 'OVER-6')}"
+    return f"{ROUNDINGS[rounding].clause},{overflow_clause(name.policy)}"
 
 
 def status(name: SetName) -> str:
@@ -280,14 +279,12 @@ def _policies():
     yield from (f"encode/f32-e4m3fn/{rule.name}8-sat/stochastic" for rule in ROUNDINGS.values() if rule.stochastic)
     yield from (f"encode/f32-{name}/src8-sat/stochastic" for name in FOCUS)
     yield from (f"encode/f32-{name}/rne-ieee/special" for name in ("f16", "bf16"))
+    for rounding in ("rtz", "rup", "rdn", "rto"):           # rules that let the rounding decide about overflow
+        yield from (f"encode/f32-{name}/{rounding}-{policy}/special"
+                    for name, policy in (("e5m2", "ieee"), ("e4m3fn", "ieee"), ("e4m3fn", "nonsat"), ("binary8p4se", "satnone")))
     for overflow, names in STACKS.items():
         yield from (f"encode/f32-{name}/rne-{overflow}/special" for name in names)
 
 
 def _quantizes():
     yield from tiles.committed()
-
-
-def recipe_or_overflow(name: SetName) -> dict:
-    """The policy of a set as plain data for the manifest."""
-    return {"recipe" if name.op == "quantize" else "overflow": name.policy} if name.policy else {}

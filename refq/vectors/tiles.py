@@ -298,10 +298,10 @@ def _word(format: str, value: Magnitude) -> int:
 
 def _noise(source, length: int, amax: int, seed: int) -> tuple[int, ...]:
     """Words of mixed sign within six binades below index `amax`, from a fixed linear congruential sequence."""
-    state, span, words = 2 * seed + 12345, 6 << source.layout.man, []
+    state, span, words = 2 * seed + 12345, min(6 << source.layout.man, amax + 1), []
     for _ in range(length):
         state = (state * 6364136223846793005 + 1442695040888963407) % (1 << 64)
-        words.append(max(0, amax - (state >> 33) % span) | (state >> 32 & 1) << (source.width - 1))
+        words.append(amax - (state >> 33) % span | (state >> 32 & 1) << (source.width - 1))
     return tuple(words)
 
 

@@ -8,6 +8,7 @@ One header line, then one case per line: operands, then results, each a fixed nu
 Spec: VEC-1 to VEC-7. The reader refuses everything else and names the line.
 """
 
+import hashlib
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -251,6 +252,11 @@ def read(path) -> VectorSet:
         raise InputError(f"cannot read {path}: {error.strerror}") from None
     except UnicodeDecodeError:
         raise InputError(f"{path}: a .vec file is plain ASCII") from None
+
+
+def digest(text: str) -> str:
+    """SHA-256 of a set's text, in hex (Spec: VEC-7)."""
+    return hashlib.sha256(text.encode("ascii")).hexdigest()
 
 
 def write(vectors: VectorSet, path) -> None:

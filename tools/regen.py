@@ -1,0 +1,71 @@
+"""Regenerate every generated file: golden vectors, their manifest, formats.json and the README's format table.
+
+    python tools/regen.py            write what differs, remove what no longer belongs
+    python tools/regen.py --check    write nothing; list what differs and exit 1 if anything does
+
+The bytes depend on the tables and the code alone.
+"""
+
+import argparse
+import re
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+from refq.vectors import manifest, sets  # noqa: E402  (the repository's own refq, installed or not)
+
+VECTORS = ROOT / "vectors"
+TABLE = re.compile("(<!-- formats:begin -->\n).*?(<!-- formats:end -->)", re.DOTALL)
+
+
+def generated() -> Iterator[tuple[Path, str]]:
+    """(path, text) of every generated file."""
+    entries = []
+    for name in sets.committed():
+        vectors = sets.generate(name)
+        entries.append(manifest.entry(vectors))
+        yield VECTORS / f"{name}.vec", vectors.text()
+    yield VECTORS / "manifest.json", manifest.manifest(entries)
+    yield VECTORS / "formats.json", manifest.formats()
+    yield from _readme()
+
+
+def _readme() -> Iterator[tuple[Path, str]]:
+    """The README with its format table filled in, once both the README's markers and the table writer exist."""
+    path = ROOT / "README.md"
+    try:
+        from refq.formats.table import markdown
+        text = path.read_text(encoding="utf-8")
+    except (ImportError, FileNotFoundError):
+        return
+    if TABLE.search(text):
+        yield path, TABLE.sub(lambda match: f"{match[1]}{markdown().strip()}\n{match[2]}", text)
+
+
+def main(argv=None) -> int:
+    """Exit code: 0 when the tree is as generated (or now is), 1 when --check found a difference."""
+    options = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    options.add_argument("--check", action="store_true", help="write nothing; exit 1 when a file differs")
+    check = options.parse_args(argv).check
+    files = {path: text.encode("utf-8") for path, text in generated()}
+    stale = [path for path, data in files.items() if not path.exists() or path.read_bytes() != data]
+    extra = [path for path in sorted(VECTORS.rglob("*.vec")) if path not in files]
+    if check:
+        for path in stale + extra:
+            print(f"{'differs' if path in files else 'does not belong'}: {path.relative_to(ROOT)}")
+        return 1 if stale or extra else 0
+    for path in stale:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(files[path])
+    for path in extra:
+        path.unlink()
+    size = sum(len(data) for path, data in files.items() if path.suffix == ".vec")
+    print(f"{len(files)} files, {len(stale)} written, {len(extra)} removed; vectors {size / 1e6:.2f} MB")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
