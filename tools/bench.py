@@ -1,0 +1,169 @@
+"""Speed, side by side with peers in one process and one thread: `python tools/bench.py [--size 24] [--json FILE]`.
+
+Every row times refq and each installed peer in turn, round by round, on the same array; a ratio is the median of the
+per-round ratios peer / refq, so a drifting machine moves both. Peers (ml_dtypes, gfloat, torch) are optional.
+"""
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import time
+
+for variable in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
+    os.environ[variable] = "1"
+
+import numpy as np
+
+import refq
+
+# What each format is called elsewhere: (refq, ml_dtypes, torch, gfloat)
+FORMATS = [
+    ("e4m3fn", "float8_e4m3fn", "float8_e4m3fn", "ocp_e4m3"),
+    ("e5m2", "float8_e5m2", "float8_e5m2", "ocp_e5m2"),
+    ("e4m3fnuz", "float8_e4m3fnuz", "float8_e4m3fnuz", None),
+    ("e2m3", "float6_e2m3fn", None, "ocp_e2m3"),
+    ("e2m1", "float4_e2m1fn", None, "ocp_e2m1"),
+    ("bfloat16", "bfloat16", "bfloat16", "bfloat16"),
+]
+BLOCKS = ("mxfp4", "mxfp8", "mxfp6", "mxint8", "nvfp4", "int4", "int8")
+BARS = {("encode", "ml_dtypes"): 6, ("encode", "gfloat"): 40, ("decode", "ml_dtypes"): 7}   # precision <= 6 only
+GFLOAT_SIZE = 1 << 19       # gfloat is slow: timed on fewer values, compared per value
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--size", type=int, default=24, help="log2 of the number of values (default 24)")
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--json", help="write the figures to this file")
+    options = parser.parse_args()
+    x = np.random.default_rng(0).standard_normal(1 << options.size, dtype=np.float32)
+    rows = [*encode_rows(x, options.rounds), *decode_rows(x.size, options.rounds), *block_rows(x, options.rounds)]
+    print(f"2^{options.size} values, one thread, {options.rounds} rounds; ns per value (minimum), ratios peer / refq (median)\n")
+    print(text(rows))
+    print(f"\nimport refq beyond numpy: {import_seconds():.3f} s (bar 0.150)")
+    if options.json:
+        with open(options.json, "w") as file:
+            json.dump(rows, file, indent=1)
+    return 0 if all(row["met"] is not False for row in rows) else 1
+
+
+def encode_rows(x, rounds):
+    for name, mld, torch_name, gf in FORMATS:
+        out = np.empty(x.shape, refq.encode(x[:1], name).dtype)
+        yield measure("encode", name, x.size, lambda: refq.encode(x, name, out=out), {
+            "ml_dtypes": peer_mld(mld, lambda kind: lambda: x.astype(kind)),
+            "torch": peer_torch(torch_name, lambda torch, kind: _torch_cast(torch, x, kind)),
+            "gfloat": peer_gfloat(gf, lambda g, info: lambda: g.encode_ndarray(info, g.round_ndarray(info, x[:GFLOAT_SIZE].astype(np.float64)))),
+        }, rounds)
+
+
+def decode_rows(size, rounds):
+    rng = np.random.default_rng(1)
+    for name, mld, torch_name, gf in FORMATS:
+        row = refq.number_format(name)
+        if row.width > 8:
+            continue
+        codes = rng.integers(0, 1 << row.width, size, dtype=np.uint8)
+        out = np.empty(size, np.float32)
+        yield measure("decode", name, size, lambda: refq.decode(codes, name, out=out), {
+            "ml_dtypes": peer_mld(mld, lambda kind: lambda: codes.view(kind).astype(np.float32)),
+            "torch": peer_torch(torch_name, lambda torch, kind: _torch_back(torch, codes, kind)),
+            "gfloat": peer_gfloat(gf, lambda g, info: lambda: g.decode_ndarray(info, codes[:GFLOAT_SIZE])),
+        }, rounds)
+
+
+def block_rows(x, rounds):
+    blocks = x.reshape(-1, 4096) if x.size >= 4096 else x.reshape(1, -1)
+    for name in BLOCKS:
+        yield measure("quantise", name, x.size, lambda: refq.quantize(blocks, name), {}, rounds)
+        q = refq.quantize(blocks, name)
+        yield measure("dequantise", name, x.size, lambda: q.dequantize(), {}, rounds)
+
+
+def measure(what, name, size, ours, peers, rounds):
+    """One row: minimum ns per value of refq and each peer, median of the per-round ratios, bars."""
+    peers = {peer: run for peer, run in peers.items() if run is not None}
+    counts = {peer: min(size, GFLOAT_SIZE) if peer == "gfloat" else size for peer in peers}
+    seconds = {"refq": []} | {peer: [] for peer in peers}
+    for run in (ours, *peers.values()):
+        run()
+    for number in range(rounds):
+        seconds["refq"].append(clock(ours) / size)
+        for peer, run in peers.items():
+            if peer != "gfloat" or number < 2:
+                seconds[peer].append(clock(run) / counts[peer])
+    ratios = {peer: statistics.median(b / a for a, b in zip(seconds["refq"], seconds[peer])) for peer in peers}
+    narrow = what in ("encode", "decode") and refq.number_format(name).precision <= 6
+    bars = {peer: bar for (kind, peer), bar in BARS.items() if kind == what and peer in peers and narrow}
+    return {"what": what, "name": name, "ns": {who: min(times) * 1e9 for who, times in seconds.items()}, "ratios": ratios,
+            "bars": bars, "met": all(ratios[peer] >= bar for peer, bar in bars.items()) if bars else None}
+
+
+def clock(run):
+    start = time.perf_counter()
+    run()
+    return time.perf_counter() - start
+
+
+def peer_mld(name, make):
+    try:
+        import ml_dtypes
+    except ImportError:
+        return None
+    return make(getattr(ml_dtypes, name))
+
+
+def peer_torch(name, make):
+    try:
+        import torch
+    except ImportError:
+        return None
+    torch.set_num_threads(1)
+    return make(torch, getattr(torch, name)) if name else None
+
+
+def peer_gfloat(name, make):
+    try:
+        import gfloat
+        from gfloat import formats
+    except ImportError:
+        return None
+    return make(gfloat, getattr(formats, f"format_info_{name}")) if name else None
+
+
+def _torch_cast(torch, x, kind):
+    tensor = torch.from_numpy(x)
+    return lambda: tensor.to(kind)
+
+
+def _torch_back(torch, codes, kind):
+    tensor = torch.from_numpy(codes).view(kind)
+    return lambda: tensor.to(torch.float32)
+
+
+def import_seconds():
+    """Time `import refq` adds to an interpreter that has numpy: best of five, each in a fresh process."""
+    code = "import numpy, time; t = time.perf_counter(); import refq; print(time.perf_counter() - t)"
+    return min(float(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout)
+               for _ in range(5))
+
+
+def text(rows):
+    peers = ("ml_dtypes", "torch", "gfloat")
+    lines = [("", "", "refq ns", *(f"{peer} ns" for peer in peers), *(f"/{peer}" for peer in peers), "bars")]
+    for row in rows:
+        bars = ", ".join(f">= {bar}x {peer}" for peer, bar in row["bars"].items())
+        verdict = {True: f"met: {bars}", False: f"BELOW: {bars}", None: ""}[row["met"]]
+        lines.append((row["what"], row["name"], f"{row['ns']['refq']:.2f}",
+                      *(f"{row['ns'][peer]:.2f}" if peer in row["ns"] else "-" for peer in peers),
+                      *(f"{row['ratios'][peer]:.1f}x" if peer in row["ratios"] else "-" for peer in peers), verdict))
+    widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
+    return "\n".join("  ".join(cell.rjust(width) if 1 < i < 9 else cell.ljust(width) for i, (cell, width) in enumerate(zip(line, widths))).rstrip()
+                     for line in lines)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
