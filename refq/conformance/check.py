@@ -123,7 +123,7 @@ def _answers(header: Header, operands: list[str], lines: list[str]) -> tuple[lis
     for number, line in enumerate(lines, 1):
         answer, _, _ = line.partition("//")
         answer = answer.strip()
-        if line.startswith(vec.MAGIC) and (other := Header.parse(line.rstrip()).name) != header.name:
+        if line.startswith(vec.MAGIC) and (other := _header_name(line.rstrip())) != header.name:
             return [], f"line {number}: these are results of {other}"
         if not answer:
             continue
@@ -142,6 +142,13 @@ def _answers(header: Header, operands: list[str], lines: list[str]) -> tuple[lis
     if len(gots) < len(operands):
         return [], f"short: the answers end after {len(gots)} of {len(operands)} cases, before operand {operands[len(gots)][:60]}"
     return gots, ""
+
+
+def _header_name(line: str) -> str:
+    try:
+        return Header.parse(line).name
+    except InputError as error:
+        return f"an unreadable header ({error})"
 
 
 def _misplaced(operand: str, operands: list[str], place: int) -> str:

@@ -75,9 +75,9 @@ class Pipe:
             return f"the device did not finish within {self.timeout:g} seconds"
         if flood.is_set():
             return f"the device printed more than {limit} bytes and was stopped"
-        if status:
-            return f"the device ended with status {status}" if status > 0 else f"the device died of signal {-status}"
-        return ""
+        if status < 0 or status > 128:      # a shell adds 128
+            return f"the device died of signal {-status if status < 0 else status - 128}"
+        return f"the device ended with status {status}" if status else ""
 
 
 def _kill(process) -> None:

@@ -34,7 +34,7 @@ def _cast_story(name, header: Header, operand: str, got: str, want: str) -> str:
         rounding, width = name.rounding
         cast = show_cast(source, code, target, rounding, name.policy, int(random, 16) if width else None, width)
         gap = "".join(f"between {text}: " for label, text in cast.steps if label == "between")
-        why, clauses, show = gap + cast.why, cast.clauses, _show(source, code, target, name)
+        why, clauses, show = gap + cast.why, cast.clauses, _show(source, code, target, name, random)
     extra = f" random {random}" if random else ""
     wrong = difference(target, got_code, want_code)
     return (f"in {operand.split('_')[0]} ({value_text(source, code)}){extra} got {got} ({value_text(target, got_code)}) "
@@ -229,13 +229,15 @@ def _code(text: str) -> int | None:
         return None
 
 
-def _show(source, code: int, target, name) -> str:
-    """The command that explains the wanted result."""
+def _show(source, code: int, target, name, random: str) -> str:
+    """The command that explains the wanted result; a negative number stands behind `--`."""
     value = exact(source, code)
     number = value if isinstance(value, str) else hex_float(value, split(source.layout, code >> source.layout.pad)[0])
     rounding, width = name.rounding
-    options = ("" if rounding == "rne" else f" --round {rounding}") + ("" if name.policy == "sat" else f" --overflow {name.policy}")
-    return f"refq show {target.name} {number}" + options if not width else f"refq show {target.name} {number}"
+    options = [("--source", source.name, "binary32"), ("--round", rounding, "rne"), ("--overflow", name.policy, "sat"),
+               ("--random-bits", f"0x{random}", "0x"), ("--random-width", width, None)]
+    words = [f"{option} {value}" for option, value, default in options if value != default]
+    return " ".join(["refq show", target.name, *words, *(["--"] if number.startswith("-") else []), number])
 
 
 def hex_float(value: Fraction, negative: bool = False) -> str:

@@ -103,6 +103,8 @@ def midpoint(layout, index: int) -> Magnitude:
 def floor_index(source, point: Magnitude) -> tuple[int, bool]:
     """(index, exact): the largest source magnitude not above a point; the index may lie past the largest finite."""
     layout, (significand, exponent) = source.layout, point
+    if not significand:
+        return 0, True
     quantum = max(significand.bit_length() - 1 + exponent - layout.man, layout.qmin)
     shift = exponent - quantum
     scaled = significand << shift if shift >= 0 else significand >> -shift
