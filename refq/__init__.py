@@ -9,4 +9,12 @@ from refq.formats.names import number_format
 __version__ = "0.1.0"
 
 __all__ = ["InputError", "Quantized", "convert", "data_type", "decode", "dequantize", "encode", "fake_quantize", "number_format",
-           "quantize", "__version__"]
+           "quantize", "quantize_model", "__version__"]
+
+
+def __getattr__(name):
+    """quantize_model loads onnx, so it is imported when it is first asked for."""
+    if name == "quantize_model":
+        from refq.models.quantize import quantize_model
+        return quantize_model
+    raise AttributeError(f"module 'refq' has no attribute {name!r}")

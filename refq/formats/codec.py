@@ -14,7 +14,7 @@ from refq.errors import InputError
 from refq.formats.names import number_format
 from refq.formats.policies import STOPS, Remainder, overflow_rule, rounding_rule
 from refq.formats.rows import Int, Row
-from refq.formats.values import Layout
+from refq.formats.values import Layout, is_nan
 
 CHUNK = 1 << 15             # elements per pass: working buffers stay in L2
 TABLE_LIMIT = 1 << 19       # entries of the largest fast-path table
@@ -178,7 +178,7 @@ def _take_apart(codes, row: Row) -> _Parts:
     half = _U64(1 << (layout.bits - 1))
     negative = codes >= half if layout.sign != "none" else np.zeros(codes.shape, bool)
     low = codes & (half - _U64(1)) if layout.sign == "bit" else codes
-    nan = _nan_mask(layout, codes, low)
+    nan = is_nan(layout, codes) if layout.nan is not None else np.zeros(codes.shape, bool)
     inf = np.zeros_like(nan) if layout.inf is None else (codes == layout.inf)
     if layout.neg_inf is not None:
         inf |= codes == layout.neg_inf
@@ -196,15 +196,6 @@ def _take_apart(codes, row: Row) -> _Parts:
     length = _bit_length(m)
     m = m << (np.int64(64) - np.maximum(length, 1)).astype(np.uint64)
     return _Parts(negative, m, exponent + length - 1, nan, inf, trailing)
-
-
-def _nan_mask(layout: Layout, codes, low):
-    if layout.nan is None:
-        return np.zeros(codes.shape, bool)
-    if layout.nan_signed:       # NaN codes are the top of each half, above infinity where there is one
-        return low > layout.inf if layout.inf is not None else low == layout.nan
-    return codes > layout.inf if layout.inf is not None and layout.sign == "none" and layout.inf < layout.nan \
-        else codes == layout.nan
 
 
 def _bit_length(m):
@@ -231,8 +222,7 @@ def _round(parts: _Parts, target: Row, rule, random_bits, width):
     half = np.where(cut > 64, -1, _compare(rest, _U64(1) << (np.minimum(cut, _U64(64)) - np.minimum(cut, _U64(1)))))
     half = np.where(cut == 0, -1, half)
     odd = ((index - _U64(layout.first)) & _U64(1)).astype(bool)
-    if layout.man == 0 and target.tie == "up":                          # ROUND-6
-        odd = np.ones_like(odd)
+    tie_up = np.ones_like(odd) if layout.man == 0 and target.tie == "up" else odd       # ROUND-6
 
     def fraction(n):
         n = _U64(n)
@@ -247,9 +237,9 @@ def _round(parts: _Parts, target: Row, rule, random_bits, width):
         up = (down > 0) & (bit == 1) & (sticky | (floor & _U64(1) == 1))
         return floor + up
 
-    away = rule.away(Remainder(parts.negative, odd, rest != 0, half, fraction, fraction_even, random_bits, width))
+    away = rule.away(Remainder(parts.negative, odd, tie_up, rest != 0, half, fraction, fraction_even, random_bits, width))
     index = index + away
-    return np.where(parts.exponent > top, _U64(layout.top_index + 1), index)
+    return np.where((m != 0) & (parts.exponent > top), _U64(layout.top_index + 1), index)
 
 
 def _compare(a, b):

@@ -1,12 +1,12 @@
 """Number lines: where the values of formats lie, as a picture (needs the optional matplotlib: `pip install 'refq[plot]'`)."""
 
-import os
-import tempfile
+import io
 from pathlib import Path
 
 import numpy as np
 
 from refq.errors import InputError
+from refq.files import write_whole
 from refq.formats import codec
 from refq.formats.names import number_format
 from refq.formats.rows import Row
@@ -31,14 +31,9 @@ def number_line(formats, path) -> Path:
             raise InputError(f"{row.name} has {row.bits} bits; number lines are drawn for formats of at most {LIMIT_BITS}")
     if path.suffix.lower() not in (".png", ".svg"):
         raise InputError(f"cannot draw to {path.name!r}; allowed are files ending in .png or .svg")
-    figure = _figure(rows)
-    handle, temporary = tempfile.mkstemp(suffix=path.suffix.lower(), dir=path.parent)
-    os.close(handle)
-    try:
-        figure.savefig(temporary, dpi=150)
-        os.replace(temporary, path)
-    finally:
-        Path(temporary).unlink(missing_ok=True)
+    picture = io.BytesIO()
+    _figure(rows).savefig(picture, dpi=150, format=path.suffix.lower()[1:])
+    write_whole(path, picture.getvalue())
     return path
 
 
@@ -63,7 +58,7 @@ def _figure(rows: list[Row]):
 def _values(row: Row):
     codes = np.arange(1 << row.bits).astype(codec.code_dtype(row)) << row.layout.pad
     values = codec.decode(codes, row, np.float64)
-    return np.unique(values[np.isfinite(values)])
+    return np.unique(values[np.isfinite(values)]) + 0.0         # + 0.0: one zero, without sign
 
 
 def _strip(axes, place: int, values, edge: float, named):

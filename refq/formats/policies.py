@@ -17,6 +17,7 @@ class Remainder:
 
     negative: np.ndarray
     odd: np.ndarray         # the code just below, in magnitude, is odd
+    tie_up: np.ndarray      # a tie of rne goes to the larger magnitude
     inexact: np.ndarray
     half: np.ndarray
     fraction: object
@@ -41,7 +42,7 @@ def _stochastic(draw):
 
 
 ROUNDINGS: dict[str, Rounding] = {rule.name: rule for rule in [
-    Rounding("rne", "to nearest, ties to even", "ROUND-2", lambda r: (r.half > 0) | ((r.half == 0) & r.odd)),
+    Rounding("rne", "to nearest, ties to even", "ROUND-2", lambda r: (r.half > 0) | ((r.half == 0) & r.tie_up)),
     Rounding("rna", "to nearest, ties away from zero", "ROUND-2", lambda r: r.half >= 0),
     Rounding("rnz", "to nearest, ties toward zero", "ROUND-2", lambda r: r.half > 0),
     Rounding("rtz", "toward zero", "ROUND-3", lambda r: np.zeros_like(r.inexact)),

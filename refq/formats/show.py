@@ -73,6 +73,34 @@ def show_code(row: Row, code: int) -> list[tuple[str, str]]:
     return lines
 
 
+def source_code(source: Row, value) -> tuple[int, list[tuple[str, str]]]:
+    """(code, notes): a Fraction (or a float for inf, nan, -0) as a code of a source format, rounded to nearest even.
+
+    The note says so when the source cannot hold the value.
+    """
+    if not isinstance(value, Fraction):
+        return int(codec.encode(np.float64(value), source, overflow="ieee")), []
+    if value == 0:
+        return int(codec.encode(np.float64(0), source)), []
+    layout, negative = source.layout, value < 0
+    below, above = _gap(source, abs(value))
+    up = abs(value) - below > (above - below) / 2 or (
+        abs(value) - below == (above - below) / 2 and (below / (above - below)) % 2 == 1)
+    rounded = above if up else below
+    if rounded > (abs(source.lowest) if negative else source.max) or negative and not source.signed:
+        raise InputError(f"{number(value) if abs(value) < 10 ** 9 else format(float(value), '.6g')} is outside the range of the source format {source.name}")
+    index = _index(layout, rounded)
+    note = [] if rounded == abs(value) else [("taken as", f"{number(-rounded if negative else rounded)}, the nearest {source.name}")]
+    return layout.code(negative, max(index, layout.first)) << layout.pad, note
+
+
+def _index(layout, magnitude: Fraction) -> int:
+    """The index of a magnitude that the format holds."""
+    steps = magnitude / Fraction(2) ** layout.qmin
+    binade = max(steps.numerator.bit_length() - layout.man - 1, 0)
+    return (binade << layout.man) + (steps.numerator >> binade)
+
+
 @dataclass(frozen=True)
 class Cast:
     """One cast, explained. code: the result; why: a sentence; clauses: of the spec; steps: (label, text) pairs."""

@@ -20,12 +20,11 @@ def facts(row: Row) -> tuple[str, ...]:
 
 def rows() -> list[tuple[str, ...]]:
     """The lines of every row of the table, except the many plain integers, which stand as one family each."""
-    kept = [facts(row) for row in FORMATS.values() if not _plain_integer(row)]
-    families = {}
+    families: dict[str, list[Row]] = {}
     for row in FORMATS.values():
-        if _plain_integer(row):
-            families.setdefault(row.name.rstrip("0123456789"), []).append(row)
-    return kept + [_family(name, members) for name, members in families.items()]
+        families.setdefault(row.name.rstrip("0123456789") if _plain_integer(row) else row.name, []).append(row)
+    return [_family(name, members) if len(members) > 2 else facts(row)
+            for name, members in families.items() for row in members[: 1 if len(members) > 2 else None]]
 
 
 def markdown() -> str:
@@ -36,8 +35,12 @@ def markdown() -> str:
 
 def text() -> str:
     """The table for a terminal."""
-    lines = [HEAD, *rows()]
-    widths = [max(len(line[i]) for line in lines) for i in range(len(HEAD))]
+    return columns([HEAD, *rows()])
+
+
+def columns(lines) -> str:
+    """Lines of cells as aligned text, two blanks between columns."""
+    widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
     return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(line, widths)).rstrip() for line in lines)
 
 

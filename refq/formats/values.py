@@ -152,21 +152,17 @@ def split(layout: Layout, code: int) -> tuple[bool, int]:
     return (True, 2 * half - code) if layout.sign == "twos" else (True, code - half)
 
 
-def is_nan(layout: Layout, code: int) -> bool:
-    """Whether a code (padding excluded) is a NaN."""
+def is_nan(layout: Layout, code):
+    """Whether a code (padding excluded), or each of an array of codes, is a NaN."""
     if layout.nan is None:
         return False
-    if layout.inf is None or not layout.nan_signed:       # one NaN per sign, or one only
-        return code == layout.nan or (layout.nan_signed and code == layout.nan | 1 << (layout.bits - 1))
-    magnitude = code & ((1 << (layout.bits - 1)) - 1) if layout.sign == "bit" else code
-    return magnitude > layout.inf
+    low = code & ((1 << (layout.bits - 1)) - 1) if layout.nan_signed else code
+    above_infinity = layout.inf is not None and (layout.nan_signed or layout.sign == "none")
+    return low > layout.inf if above_infinity else low == layout.nan
 
 
 def nan_codes(layout: Layout) -> list[int]:
-    """Every NaN code, padding excluded, ascending. Only for formats of at most 16 bits or with one NaN per sign."""
-    if layout.nan is None:
-        return []
-    if layout.inf is None or not layout.nan_signed:
-        return [layout.nan] + ([layout.nan | 1 << (layout.bits - 1)] if layout.nan_signed else [])
-    positive = list(range(layout.inf + 1, 1 << (layout.bits - 1)))
-    return positive + [code | 1 << (layout.bits - 1) for code in positive]
+    """Every NaN code, padding excluded, ascending. Raises ValueError for formats of more than 16 bits."""
+    if layout.bits > 16:
+        raise ValueError(f"a format of {layout.bits} bits has too many codes to list its NaNs")
+    return [code for code in range(1 << layout.bits) if is_nan(layout, code)]
