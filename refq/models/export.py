@@ -211,13 +211,20 @@ def encode_weight(q, view: View, shape: tuple[int, ...], type: int, base: str, p
 
 def float_weight(q, view: View, shape: tuple[int, ...], type: int, base: str, tables: Tables) -> Exported:
     """The dequantised values of a weight as one initializer of the consumer's type."""
-    values, raw = as_type(q.dequantize(np.float32), type)
+    values, raw = restored(q, type)
     tensor = helper.make_tensor(tables.unique(f"{base}_dequantized"), type, shape, raw, raw=True)
     return Exported(tensor.name, f"{FLOATS[type]} values", len(raw) * 8 / values.size, [tensor])
 
 
-def as_type(values: np.ndarray, type: int) -> tuple[np.ndarray, bytes]:
-    """float32 values in the element type of a file: (as numpy floats, as little-endian bytes). Nearest even."""
+def restored(q, type: int) -> tuple[np.ndarray, bytes]:
+    """The values that a file of element type `type` gives back: (as numpy floats, as little-endian bytes).
+
+    Dequantised into float32 and rounded from there to nearest even (data types finer than float32: from float64).
+    """
+    try:
+        values = q.dequantize(np.float32)
+    except InputError:
+        values = q.dequantize(np.float64)
     if type == TensorProto.BFLOAT16:
         codes = encode(values, "bfloat16", overflow="ieee")
         return decode(codes, "bfloat16"), codes.astype("<u2").tobytes()

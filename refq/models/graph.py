@@ -7,6 +7,7 @@ be defined in any scope around it. Local functions have to be inlined before (re
 from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import numpy as np
 import onnx
@@ -31,11 +32,16 @@ CONSTANT_VALUES = ("value", "sparse_value", "value_float", "value_floats", "valu
 
 @dataclass(eq=False)
 class Scope:
-    """One GraphProto. `owner` is the node whose body it is (None for the main graph)."""
+    """One GraphProto.
+
+    owner: the node whose body it is (None for the main graph). label: where that is, in words. path: the same as
+    output names of the owners and attribute names, unique in the model.
+    """
 
     graph: GraphProto
     owner: "Node | None" = None
     label: str = ""
+    path: tuple[str, ...] = ()
     initializers: dict[str, TensorProto] = field(default_factory=dict)
     sparse: dict[str, onnx.SparseTensorProto] = field(default_factory=dict)
     producers: dict[str, "Node"] = field(default_factory=dict)
@@ -67,9 +73,14 @@ class Node:
         return self.proto.domain in ("", "ai.onnx")
 
     @property
+    def key(self) -> str:
+        """Its first output that is not left out: unique in its scope, where names need not be."""
+        return next((name for name in self.proto.output if name), "")
+
+    @property
     def title(self) -> str:
-        """How messages name it: its name where it has one, its first output otherwise."""
-        return self.proto.name or next(iter(self.proto.output), "")
+        """How messages name it: its name where it has one, its key otherwise."""
+        return self.proto.name or self.key
 
     def attribute(self, name: str, default=None):
         for attribute in self.proto.attribute:
@@ -83,14 +94,14 @@ class Static:
     """A tensor that is known before any input: stored in the file, or computed from such tensors.
 
     name: the tensor; scope: where it is defined. op: "initializer", "Constant" or the operator that computes it.
-    key: equal for tensors that are equal by construction (Identity is looked through). node: its producer, if any.
-    inputs: what it is computed from (None for an omitted operand). stored: its TensorProto, if it has one.
+    key: a number, equal for tensors that are equal by construction (Identity is looked through). node: its producer,
+    if any. inputs: what it is computed from (None for an omitted operand). stored: its TensorProto, if it has one.
     """
 
     name: str
     scope: Scope
     op: str
-    key: tuple
+    key: int
     node: Node | None = None
     inputs: "tuple[Static | None, ...]" = ()
     stored: TensorProto | None = None
@@ -109,14 +120,14 @@ class Static:
         """The operators between the stored tensor and this one, the last first: ("Transpose", "Cast")."""
         return () if self.is_leaf else (self.op, *next(i for i in self.inputs if i is not None).chain)
 
-    @property
+    @cached_property
     def overridable(self) -> bool:
         """Whether it comes from an initializer that is a graph input too, which a caller may replace."""
         if self.is_leaf:
             return self.op == "initializer" and self.name in self.scope.inputs
         return any(i.overridable for i in self.inputs if i is not None)
 
-    @property
+    @cached_property
     def unfoldable(self) -> str:
         """The first operator on the way that refq does not compute, "" when there is none."""
         if not self.is_leaf and (self.op not in FOLDABLE or not self.node.is_standard):
@@ -147,10 +158,14 @@ class Graph:
         self.scopes: list[Scope] = []
         self._uses: dict[tuple[int, str], list[Use]] = defaultdict(list)
         self._static: dict[tuple[int, str], Static | None] = {}
+        self._keys: dict[tuple, int] = {}
         self._inserted: dict[tuple[int, int], list[NodeProto]] = defaultdict(list)
         self._disconnected: list[tuple[Scope, str]] = []
         self._index(Scope(model.graph))
         self.names = {name for scope in self.scopes for name in _names(scope.graph)}
+        for node in self.nodes():  # in file order, so that no trace has far to go
+            for name in node.proto.output:
+                self.static(node.scope, name)
 
     # -- reading ------------------------------------------------------------------------------------------------
 
@@ -188,15 +203,10 @@ class Graph:
 
         Raises InputError when the file's data is missing or damaged, or an operator on the way is not foldable.
         """
-        if static.is_leaf:
-            return self._leaf_array(static)
         if static.unfoldable:
             raise InputError(f"tensor {static.name!r} is computed from constants by {static.unfoldable}, "
                              "which refq does not fold")
-        if static.op == "Identity":
-            return self.array(static.inputs[0])
-        arrays = [None if i is None else self.array(i) for i in static.inputs]
-        return evaluate(static.node.proto, arrays, static.name, self.model.opset_import)
+        return self._fold(static, {})
 
     def shape_and_type(self, static: Static) -> tuple[tuple[int, ...], int]:
         """Shape and ONNX element type of a static tensor, without reading the data of a stored one."""
@@ -259,7 +269,8 @@ class Graph:
                 for number, body in enumerate(_bodies(attribute)):
                     count = f"[{number}]" if attribute.type == AttributeProto.GRAPHS else ""
                     label = f"{attribute.name}{count} of {node.op} {node.title!r}"
-                    self._index(Scope(body, node, f"{label} in {scope.label}" if scope.label else label))
+                    self._index(Scope(body, node, f"{label} in {scope.label}" if scope.label else label,
+                                      (*scope.path, node.key, attribute.name + count)))
         for index, value in enumerate(graph.output):
             self._note(Use(None, index, scope), value.name)
 
@@ -269,22 +280,33 @@ class Graph:
             self._uses[id(home), name].append(use)
 
     def _trace(self, scope: Scope, name: str) -> Static | None:
-        if name in scope.initializers:
-            return Static(name, scope, "initializer", ("stored", id(scope), name), stored=scope.initializers[name])
-        if name in scope.sparse:
-            return Static(name, scope, "initializer", ("stored", id(scope), name))
         node = scope.producers.get(name)
-        if node is None:
+        key = self._key(("stored", *scope.path, name))
+        if name in scope.initializers or name in scope.sparse:
+            return Static(name, scope, "initializer", key, stored=scope.initializers.get(name))
+        if node is None or node.op in UNPREDICTABLE or (node.op != "Constant" and not any(node.proto.input)):
             return None
         if node.op == "Constant" and node.is_standard:
-            stored = node.attribute("value")
-            return Static(name, scope, "Constant", ("stored", id(scope), name), node, stored=stored)
-        if node.op in UNPREDICTABLE or not any(node.proto.input):
-            return None
+            return Static(name, scope, "Constant", key, node, stored=node.attribute("value"))
         inputs = tuple(self.static(scope, i) for i in node.proto.input)
         if any(static is None and i for static, i in zip(inputs, node.proto.input, strict=True)):
             return None
-        return Static(name, scope, node.op, _chain_key(node, name, inputs), node, inputs)
+        key = inputs[0].key if node.op == "Identity" else self._key(_operation(node, name, inputs))
+        return Static(name, scope, node.op, key, node, inputs)
+
+    def _key(self, parts: tuple) -> int:
+        return self._keys.setdefault(parts, len(self._keys))
+
+    def _fold(self, static: Static, known: dict[int, np.ndarray]) -> np.ndarray:
+        if static.key not in known:
+            if static.is_leaf:
+                known[static.key] = self._leaf_array(static)
+            elif static.op == "Identity":
+                return self._fold(static.inputs[0], known)
+            else:
+                arrays = [None if i is None else self._fold(i, known) for i in static.inputs]
+                known[static.key] = evaluate(static.node.proto, arrays, static.name, self.model.opset_import)
+        return known[static.key]
 
     def _leaf_array(self, static: Static) -> np.ndarray:
         try:
@@ -335,9 +357,8 @@ def _names(graph: GraphProto) -> Iterator[str]:
         yield tensor.values.name
 
 
-def _chain_key(node: Node, name: str, inputs) -> tuple:
-    if node.op == "Identity":
-        return inputs[0].key
+def _operation(node: Node, name: str, inputs) -> tuple:
+    """What makes two computed constants equal: operator, attributes, output and operands."""
     attributes = b"".join(sorted(a.SerializeToString(deterministic=True) for a in node.proto.attribute))
     return (node.op, node.proto.domain, list(node.proto.output).index(name), attributes,
             *(None if i is None else i.key for i in inputs))

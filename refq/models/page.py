@@ -3,6 +3,7 @@
 Every function returns a piece of HTML or SVG as a string; text arguments are escaped, `html` arguments are not.
 """
 
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from html import escape
@@ -24,19 +25,20 @@ main { max-width:1180px; margin:0 auto; padding:32px 24px 64px }
 header h1 { margin:0 0 4px; font-size:26px; letter-spacing:-.01em } header p { margin:0; color:var(--soft) }
 .headline { margin:20px 0 0; padding:14px 18px; border-left:4px solid var(--accent); background:var(--card);
   border-radius:0 10px 10px 0; font-size:16px }
-.headline.bad { border-color:var(--bad) } .headline.poor { border-color:var(--poor) }
+p.headline { color:var(--ink) } .headline.bad { border-color:var(--bad) } .headline.poor { border-color:var(--poor) }
 .headline.good { border-color:var(--good) } .headline.fair { border-color:var(--fair) }
 .tiles { display:grid; grid-template-columns:repeat(auto-fit,minmax(168px,1fr)); gap:12px; margin:20px 0 }
 .tile, section { background:var(--card); border:1px solid var(--line); border-radius:12px }
 .tile { padding:14px 16px } .tile b { display:block; font-size:24px; line-height:1.25; font-weight:650 }
-.tile span { color:var(--soft); font-size:13px } .tile small { display:block; color:var(--soft); font-size:12.5px }
+.tile span { color:var(--soft); font-size:13px } .tile small { display:block; overflow-wrap:anywhere; color:var(--soft); font-size:12.5px }
 section { padding:18px 20px 20px; margin:16px 0 } section h2 { margin:0 0 4px; font-size:18px }
 section > p { margin:0 0 12px; color:var(--soft); max-width:80ch }
 .scroll { overflow-x:auto } table { border-collapse:collapse; width:100%; font-size:13.5px }
 th { text-align:left; color:var(--soft); font-weight:600; white-space:nowrap } th, td { padding:6px 10px 6px 0;
-  border-bottom:1px solid var(--line); vertical-align:top } td { overflow-wrap:anywhere } tr:last-child td { border-bottom:0 }
+  border-bottom:1px solid var(--line); vertical-align:top } td { white-space:nowrap } tr:last-child td { border-bottom:0 }
 td.n, th.n { text-align:right; white-space:nowrap } td.soft, .soft { color:var(--soft) }
-td.name { min-width:130px } .pill { display:inline-block; padding:0 8px; border-radius:99px; font-size:12px;
+td.name, td.wrap { white-space:normal; overflow-wrap:anywhere; min-width:130px } td.name { font-weight:600 }
+td.last { white-space:normal; min-width:180px; color:var(--soft); font-size:12.5px } td.n b { font-weight:650 } .pill { display:inline-block; padding:0 8px; border-radius:99px; font-size:12px;
   background:var(--track); white-space:nowrap }
 .good { color:var(--good) } .fair { color:var(--fair) } .poor { color:var(--poor) } .bad { color:var(--bad) }
 .charts { display:grid; grid-template-columns:repeat(auto-fill,minmax(260px,1fr)); gap:14px }
@@ -76,9 +78,15 @@ class Histogram:
 
 def histogram(before: np.ndarray, after: np.ndarray, bins: int = 61) -> Histogram:
     """Histogram of two arrays over a range symmetric about zero that holds both; an odd number of bins centres zero."""
-    top = max((float(np.abs(values).max()) for values in (before, after) if values.size), default=0.0) or 1.0
-    counts = [np.histogram(values, bins, (-top, top))[0] for values in (before, after)]
-    return Histogram(-top, top, *(tuple(map(int, count)) for count in counts))
+    top = max((float(max(values.max(), -values.min())) for values in (before, after) if values.size), default=0.0) or 1.0
+    return Histogram(-top, top, _counts(before, bins, top), _counts(after, bins, top))
+
+
+def _counts(values: np.ndarray, bins: int, top: float) -> tuple[int, ...]:
+    flat, counts = values.reshape(-1), np.zeros(bins, np.int64)
+    for start in range(0, flat.size, 1 << 20):  # in pieces: they are widened to float64
+        counts += np.histogram(flat[start:start + (1 << 20)].astype(np.float64), bins, (-top, top))[0]
+    return tuple(map(int, counts))
 
 
 def page(title: str, subtitle: str, blocks: Iterable[str], footer: str = "") -> str:
@@ -106,12 +114,18 @@ def tiles(entries: Iterable[tuple[str, str, str]]) -> str:
     return f'<div class="tiles">{"".join(cells)}</div>'
 
 
-def table(head: Sequence[str], rows: Iterable[Sequence[str]], numeric: Iterable[int] = ()) -> str:
-    """A table from escaped text cells; columns in `numeric` are set to the right. A cell that is Raw goes in as it is."""
-    right = set(numeric)
+def table(head: Sequence[str], rows: Iterable[Sequence[str]], numeric: Iterable[int] = (), long: Iterable[int] = ()) -> str:
+    """A table from escaped text cells; a cell that is Raw goes in as it is. The first column names the row.
+
+    numeric: columns set to the right. long: columns whose text may break anywhere. The last column is small print
+    when it has no title.
+    """
+    kinds = {0: "name", **dict.fromkeys(long, "wrap"), **dict.fromkeys(numeric, "n")}
+    if not head[-1]:
+        kinds[len(head) - 1] = "last"
 
     def line(tag, cells):
-        return "".join(f'<{tag}{_cell_class(i in right, i == 0)}>{c.html if isinstance(c, Raw) else escape(str(c))}</{tag}>'
+        return "".join(f'<{tag} class="{kinds.get(i, "")}">{c.html if isinstance(c, Raw) else escape(str(c))}</{tag}>'
                        for i, c in enumerate(cells))
     body = "".join(f"<tr>{line('td', row)}</tr>" for row in rows)
     return f'<div class="scroll"><table><thead><tr>{line("th", head)}</tr></thead><tbody>{body}</tbody></table></div>'
@@ -132,22 +146,38 @@ def graded(text: str, grade: str) -> Raw:
     return Raw(f'<b class="{grade}">{escape(text)}</b>')
 
 
-def bars(panels: Sequence[tuple[str, Sequence[Bar], float]], label_width: int = 230) -> str:
+def bars(panels: Sequence[tuple[str, Sequence[Bar], float]]) -> str:
     """Horizontal bars in panels side by side, one line per label: [(title, bars, value of a full bar), ...].
 
-    Every panel has the same labels in the same order; they are written once, on the left.
+    Every panel has the same labels in the same order; they are written once, on the left, without what all share.
     """
     width, row, top = 1100, 24, 22
-    lines = len(panels[0][1])
+    names = short_names([bar.label for bar in panels[0][1]])
+    label_width = min(400, max(90, 14 + 7 * max(map(len, names), default=0)))
     span = (width - label_width) / len(panels)
-    parts = [f'<svg viewBox="0 0 {width} {top + row * lines + 4}" role="img">']
-    for line, bar in enumerate(panels[0][1]):
-        parts.append(f'<text x="0" y="{top + row * line + 16}">{_clipped(bar.label, label_width)}</text>')
+    parts = [f'<svg viewBox="0 0 {width} {top + row * len(names) + 4}" role="img">']
+    for line, (name, bar) in enumerate(zip(names, panels[0][1], strict=True)):
+        room = label_width // 7 - 2
+        short = name if len(name) <= room else f"{name[:room // 2 - 1]}…{name[-(room - room // 2):]}"
+        parts.append(f'<text x="0" y="{top + row * line + 16}">{escape(short)}<title>{escape(bar.label)}</title></text>')
     for number, (title, entries, full) in enumerate(panels):
         left = label_width + span * number
         parts.append(f'<text class="soft" x="{left:.1f}" y="12">{escape(title)}</text>')
-        parts.extend(_bar(left, top + row * line, span - 96, bar, full) for line, bar in enumerate(entries))
+        parts.extend(_bar(left, top + row * line, span - 84, bar, full) for line, bar in enumerate(entries))
     return "".join(parts) + "</svg>"
+
+
+def short_names(names: Sequence[str]) -> list[str]:
+    """Names without the path parts that all of them begin or end with: "/m/l.0/q/MatMul", "/m/l.1/k/MatMul" ->
+    "l.0/q", "l.1/k". A single name, and names without a common part, stay as they are.
+    """
+    parts = [re.split(r"(?<=[/.])", name) for name in names]
+    least = min(map(len, parts), default=0)
+    if len(set(names)) < 2:
+        return list(names)
+    head = next((i for i in range(least) if len({part[i] for part in parts}) > 1), least - 1)
+    tail = next((i for i in range(least - head) if len({part[-1 - i] for part in parts}) > 1), 0)
+    return ["".join(part[head:len(part) - tail]).strip("/") or name for part, name in zip(parts, names, strict=True)]
 
 
 def histogram_chart(title: str, note: str, data: Histogram) -> str:
@@ -158,9 +188,9 @@ def histogram_chart(title: str, note: str, data: Histogram) -> str:
 
     def y(count):
         return height - 4 - (height - 12) * np.log1p(count) / top
-    filled = "".join(f'<rect class="weight" x="{i * step:.2f}" y="{y(c):.2f}" width="{step + .1:.2f}" '
-                     f'height="{height - 4 - y(c):.2f}"/>' for i, c in enumerate(data.before) if c)
-    points = " ".join(f"{(i + side) * step:.2f},{y(c):.2f}" for i, c in enumerate(data.after) for side in (0, 1))
+    outline = " ".join(f"H{i * step:.1f}V{y(c):.1f}H{(i + 1) * step:.1f}" for i, c in enumerate(data.before))
+    filled = f'<path class="weight" d="M0 {y(0)}{outline}V{y(0)}Z"/>'
+    points = " ".join(f"{(i + side) * step:.1f},{y(c):.1f}" for i, c in enumerate(data.after) for side in (0, 1))
     ends = "".join(f'<text class="soft" x="{x}" y="{height + 12}" text-anchor="{anchor}">{value:.3g}</text>' for
                    x, anchor, value in ((0, "start", data.low), (width / 2, "middle", 0), (width, "end", data.high)))
     return (f'<figure><figcaption><b title="{escape(title)}">{escape(title)}</b><span>{escape(note)}</span></figcaption>'
@@ -180,19 +210,8 @@ def definitions(pairs: Iterable[tuple[str, str]]) -> str:
     return f'<dl>{"".join(f"<dt>{escape(term)}</dt><dd>{escape(text)}</dd>" for term, text in pairs)}</dl>'
 
 
-def _cell_class(numeric: bool, first: bool) -> str:
-    return ' class="n"' if numeric else ' class="name"' if first else ""
-
-
 def _bar(x: float, y: float, length: float, bar: Bar, full: float) -> str:
     filled = max(2.0 if bar.value > 0 else 0.0, length * min(1.0, bar.value / full if full else 0.0))
     return (f'<rect class="track" x="{x:.1f}" y="{y + 6}" width="{length:.1f}" height="12" rx="3"/>'
             f'<rect class="{bar.grade}" x="{x:.1f}" y="{y + 6}" width="{filled:.1f}" height="12" rx="3"/>'
             f'<text x="{x + length + 7:.1f}" y="{y + 16}">{escape(bar.text)}</text>')
-
-
-def _clipped(text: str, width: int) -> str:
-    """A label cut in the middle to what fits, with the whole text as its tooltip."""
-    room = width // 7 - 2
-    short = text if len(text) <= room else f"{text[:room // 2 - 1]}…{text[-(room - room // 2):]}"
-    return f"{escape(short)}<title>{escape(text)}</title>"

@@ -15,7 +15,7 @@ from refq.blocks.quantize import Quantized, quantize
 from refq.blocks.rows import Block, data_type
 from refq.errors import InputError
 from refq.models import files
-from refq.models.export import FLOAT_PLAN, Exported, Plan, Tables, as_type, encode_weight, float_weight, plan
+from refq.models.export import FLOAT_PLAN, Exported, Plan, Tables, encode_weight, float_weight, plan, restored
 from refq.models.graph import Graph, Scope, Use
 from refq.models.report import Report, Row, measure
 from refq.models.weights import FLOATS, WeightSite, find_weights, read_weight
@@ -178,7 +178,7 @@ def _cast_one(graph: Graph, sites: tuple[WeightSite, ...], cast, chosen: Plan, m
     first = sites[0]
     x = read_weight(graph, first)
     q: Quantized = cast(x, axis=first.view.axis)
-    effective = as_type(q.dequantize(np.float32), first.type)[0]
+    effective = restored(q, first.type)[0]
     exported, reason = _export(q, first, chosen, tables)
     row = replace(_skipped(first), dtype=q.dtype.name, status="quantised", method=method, reason=reason,
                   axis=first.view.axis, bits=float(q.bits_per_value), stored_bits=exported.bits, encoding=exported.encoding)
@@ -237,12 +237,9 @@ def _in_place(graph: Graph, item: _Done) -> bool:
     uses = {(id(use.node), use.index) for use in graph.uses(stored.scope, stored.name)}
     if not stored.is_leaf or stored.stored is None or stored.overridable or uses != readers:
         return False
-    target = stored.stored
-    if stored.op == "Constant":
-        target = next(a.t for a in stored.node.proto.attribute if a.name == "value")
-    name = target.name
-    target.CopyFrom(item.exported.initializers[0])
-    target.name = name
+    name = stored.stored.name
+    stored.stored.CopyFrom(item.exported.initializers[0])
+    stored.stored.name = name
     return True
 
 
@@ -303,7 +300,7 @@ def _check(model: onnx.ModelProto, path, flaw: str, warnings: list[str]) -> None
 def _compare(model: onnx.ModelProto, directory: str, done: list[_Done]) -> None:
     """Read every weight back through the operators that were written and compare it with what it has to be."""
     graph = Graph(model, directory)
-    nodes = {(node.scope.label, output): node for node in graph.nodes() for output in node.proto.output}
+    nodes = {(node.scope.path, node.key): node for node in graph.nodes()}
     for item in done:
         for site in item.sites:
             node = nodes[site.place]

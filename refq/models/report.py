@@ -7,7 +7,6 @@ import numpy as np
 import onnx
 
 from refq.formats.codec import decode
-from refq.formats.names import number_format
 from refq.models import page
 
 SCHEMA = 1              # of to_json; raised when a key changes its meaning or goes away
@@ -22,8 +21,8 @@ SHARE_GRADES = {"saturated": ((0.002, "good"), (0.02, "fair"), (0.1, "poor"), (n
 MEANINGS = (
     ("SQNR", "signal to quantisation noise of the weights: 10 log10(sum w^2 / sum (w - q)^2), q the weights that the "
              "written file gives back. Six dB more is half the error."),
-    ("saturated", "share of the weights whose magnitude lies beyond the largest value that their block can represent "
-                  "(largest element of that sign times the block's scale), compared exactly."),
+    ("saturated", "share of the weights cut off at the end of their block's range: rounded to nearest without a range, "
+                  "they would have gone beyond the largest value that the block can represent (OVER-1)."),
     ("flushed", "share of the weights that were not zero and became zero."),
     ("bits", "bits per weight of the data type, its scales included and short tiles counted as they are; stored: "
              "what the weight takes in this file."),
@@ -180,30 +179,60 @@ def measure(x: np.ndarray, q, effective: np.ndarray) -> Measure:
     """
     signal = noise = 0.0
     saturated = flushed = 0
-    for part, high, low in _slabs(x, q):
+    reach = _Reach.of(q.dtype.element_row)
+    for part, scale in _slabs(x, q):
         before, after = x[part].astype(np.float64), effective[part].astype(np.float64)
         signal += float(np.sum(before * before))
         noise += float(np.sum((before - after) ** 2))
-        saturated += int(np.count_nonzero((before > high) | (before < low)))
+        saturated += reach.count_beyond(before, scale)
         flushed += int(np.count_nonzero((before != 0) & (after == 0)))
-    ratio = None if noise == 0 else 10 * float(np.log10(signal / noise)) if signal else -np.inf
-    return Measure(ratio, saturated / x.size, flushed / x.size,
-                   page.histogram(x.astype(np.float64, copy=False), effective))
+    ratio = None if noise == 0 else 10 * float(np.log10(signal / noise))
+    return Measure(ratio, saturated / x.size, flushed / x.size, page.histogram(x, effective))
 
 
-def _slabs(x: np.ndarray, q) -> Iterator[tuple[tuple, np.ndarray, np.ndarray]]:
-    """Pieces of a matrix with the largest and the least value that each of their blocks can represent.
+@dataclass(frozen=True)
+class _Reach:
+    """Where a number format saturates to nearest, ties to even: half a step beyond its extremes (Spec: OVER-1).
 
-    The bounds are products of a number format's value and one or two scales; they are exact in float64 for every
-    data type of refq (at most 8 + 24 bits, or 2 + 4 + 24 for two scales).
+    A tie goes on to the even neighbour, so that it saturates (above_ties, below_ties) where the extreme is odd.
     """
-    element = number_format(q.dtype.element)
+
+    above: float
+    below: float
+    above_ties: bool
+    below_ties: bool
+
+    @classmethod
+    def of(cls, row) -> "_Reach":
+        half = row.overflow_threshold - row.max
+        return cls(_float(row.max + half), _float(row.lowest - half),
+                   bool(row.layout.max_index % 2), bool(row.layout.min_index % 2))
+
+    def count_beyond(self, values: np.ndarray, scale: np.ndarray) -> int:
+        """How many float64 values saturate in blocks of these scales. The products are exact: at most 10 + 24
+        significant bits, or 4 + 4 + 24 with two scales.
+        """
+        above = (np.greater_equal if self.above_ties else np.greater)(values, self.above * scale)
+        below = (np.less_equal if self.below_ties else np.less)(values, self.below * scale)
+        return int(np.count_nonzero((above | below) & (values != 0)))
+
+
+def _float(number) -> float:
+    """A Fraction as a float; beyond float64, infinity."""
+    try:
+        return float(number)
+    except OverflowError:
+        return float(np.copysign(np.inf, 1 if number > 0 else -1))
+
+
+def _slabs(x: np.ndarray, q) -> Iterator[tuple[tuple, np.ndarray]]:
+    """Pieces of a matrix of about SLAB values, each with the scales of its values, broadcastable to it."""
     across = max((axis for axis in range(x.ndim) if axis != q.axis), key=lambda axis: x.shape[axis], default=None)
-    step = x.shape[across] if across is None else max(1, SLAB * x.shape[across] // x.size) if across is not None else 0
-    for start in range(0, x.shape[across] if across is not None else 1, step or 1):
+    length = 1 if across is None else x.shape[across]
+    step = max(1, SLAB * length // x.size)
+    for start in range(0, length, step):
         part = tuple(slice(start, start + step) if axis == across else slice(None) for axis in range(x.ndim))
-        scale = _spread_scales(q, part, x[part].shape[q.axis])
-        yield part, float(element.max) * scale, float(element.lowest) * scale
+        yield part, _spread_scales(q, part, x.shape[q.axis])
 
 
 def _spread_scales(q, part: tuple, length: int) -> np.ndarray:
@@ -251,21 +280,21 @@ def size(count: int) -> str:
     return f"{count} B"
 
 
-def _headline(report: Report) -> tuple[str, str]:
-    """What a reader should take away first, and its grade."""
+def _headline(report: Report) -> tuple[list[str], str]:
+    """What a reader should take away first, in sentences, and its grade."""
     worst = report.worst
     if not report.weights:
-        return "No weight was quantised.", "bad"
+        return ["No weight was quantised."], "bad"
     if worst is None:
-        return "Every quantised weight is exact.", "good"
+        return ["Every quantised weight is exact."], "good"
     values = sorted(row.sqnr_db for row in report.weights if row.sqnr_db is not None)
     median = values[len(values) // 2]
-    text = f"{worst.title} ({worst.op}) hurts most: {worst.sqnr_db:.1f} dB SQNR, {_distance(median - worst.sqnr_db)}."
+    sentences = [f"{worst.title} ({worst.op}) hurts most: {worst.sqnr_db:.1f} dB SQNR, {_distance(median - worst.sqnr_db)}."]
     for share, word in (("saturated", "saturated"), ("flushed", "flushed to zero")):
         top = max(report.weights, key=lambda row: getattr(row, share))
         if grade_share(share, getattr(top, share)) in ("poor", "bad"):
-            text += f" {top.title} has {percent(getattr(top, share))} % of its weights {word}."
-    return text, grade_sqnr(worst.sqnr_db)
+            sentences.append(f"{top.title} has {percent(getattr(top, share))} % of its weights {word}.")
+    return sentences, grade_sqnr(worst.sqnr_db)
 
 
 def _distance(below: float) -> str:
@@ -313,7 +342,7 @@ def _text_totals(report: Report) -> list[str]:
     ratio = report.source_bytes / report.target_bytes if report.target_bytes else 0
     lines.append(f"file {size(report.source_bytes)} -> {size(report.target_bytes)} ({ratio:.2f}x smaller)"
                  if ratio >= 1 else f"file {size(report.source_bytes)} -> {size(report.target_bytes)}")
-    lines.append(_headline(report)[0])
+    lines += _headline(report)[0]
     return lines + [f"note: {warning}" for warning in report.warnings]
 
 
@@ -323,10 +352,13 @@ def _html(report: Report, extra_sections) -> str:
     name = report.source.replace("\\", "/").rsplit("/", 1)[-1] or "model"
     subtitle = " · ".join(filter(None, (f"{report.dtype}, method {report.method}, rounding {report.rounding}",
                                         f"recipe {report.recipe}" if report.recipe else "", f"export {report.export}")))
-    blocks = [page.headline(*_headline(report)), page.tiles(_tiles(report))]
+    sentences, grade = _headline(report)
+    blocks = [page.headline(" ".join(sentences), grade), page.tiles(_tiles(report))]
     if report.weights:
         blocks.append(_worst_first(report))
-    blocks.append(page.section("Every layer", _html_table(report), "In the order of the file."))
+    stored = _encodings(report)
+    lead = "In the order of the file." + (f" Stored as {stored[0]}." if len(stored) == 1 else "")
+    blocks.append(page.section("Every layer", _html_table(report), lead))
     if report.weights:
         blocks.append(_histograms(report))
     blocks += [page.section(title, html) for title, html in extra_sections]
@@ -360,31 +392,39 @@ def _tiles(report: Report) -> list[tuple[str, str, str]]:
 def _worst_first(report: Report) -> str:
     rows = sorted(report.weights, key=lambda row: np.inf if row.sqnr_db is None else row.sqnr_db)
     shown = rows[:WORST]
-    top = max([40.0] + [row.sqnr_db for row in shown if row.sqnr_db is not None])
-    sqnr = [page.Bar(row.title, top if row.sqnr_db is None else max(0.0, row.sqnr_db),
-                     "exact" if row.sqnr_db is None else f"{row.sqnr_db:.1f} dB", grade_sqnr(row.sqnr_db)) for row in shown]
-    panels = [("SQNR (longer is better)", sqnr, top)]
-    for share, title in (("saturated", "saturated (shorter is better)"), ("flushed", "flushed to zero (shorter is better)")):
+    errors = [0.0 if row.sqnr_db is None else 10 ** (-max(row.sqnr_db, -20.0) / 20) for row in shown]
+    panels = [("error against signal, SQNR", [
+        page.Bar(row.title, error, decibels(row.sqnr_db) + ("" if row.sqnr_db is None else " dB"), grade_sqnr(row.sqnr_db))
+        for row, error in zip(shown, errors, strict=True)], max(errors))]
+    for share, title in (("saturated", "saturated"), ("flushed", "flushed to zero")):
         full = max([0.01] + [getattr(row, share) for row in shown])
         panels.append((title, [page.Bar(row.title, getattr(row, share), f"{percent(getattr(row, share))} %",
                                         grade_share(share, getattr(row, share))) for row in shown], full))
-    lead = "The layers whose weights lost most come first." \
+    lead = "The layers whose weights lost most come first; long bars are bad." \
         + (f" The worst {WORST} of {len(rows)} are shown." if len(rows) > WORST else "")
     return page.section("Which layer hurts", page.bars(panels), lead)
 
 
+def _encodings(report: Report) -> list[str]:
+    return sorted({row.encoding for row in report.weights})
+
+
 def _html_table(report: Report) -> str:
     head = ("layer", "op", "weight", "shape", "data type", "bits", "SQNR dB", "saturated %", "flushed %", "")
-    return page.table(head, (_html_row(row) for row in report.rows), numeric=(5, 6, 7, 8))
+    plain = len(_encodings(report)) == 1
+    rows = [_html_row(row, plain) for row in report.rows]
+    if not any(row[-1] for row in rows):
+        head, rows = head[:-1], [row[:-1] for row in rows]
+    return page.table(head, rows, numeric=(5, 6, 7, 8), long=(2,))
 
 
-def _html_row(row: Row) -> tuple:
+def _html_row(row: Row, plain: bool) -> tuple:
     path = " → ".join((row.tensor, *row.reached)) if row.reached else row.tensor
     layer = row.title + (f" ({row.where})" if row.where else "")
     facts = (layer, row.op, path, "×".join(map(str, row.shape)))
     if not row.quantised:
         return (*facts, row.dtype, "", "", "", "", page.Raw(page.pill("skipped", "poor").html + " " + page.escape(row.reason)))
-    end = "; ".join(filter(None, (row.encoding, row.reason, _shared(row))))
+    end = "; ".join(filter(None, ("" if plain else row.encoding, row.reason, _shared(row))))
     return (*facts, row.dtype, f"{row.bits:.2f}", page.graded(decibels(row.sqnr_db), grade_sqnr(row.sqnr_db)),
             page.graded(percent(row.saturated), grade_share("saturated", row.saturated)),
             page.graded(percent(row.flushed), grade_share("flushed", row.flushed)), end)

@@ -75,12 +75,12 @@ class WeightSite:
     @property
     def key(self) -> str:
         """The layer's name in refq: the node's first output tensor."""
-        return self.node.proto.output[0]
+        return self.node.key
 
     @property
-    def place(self) -> tuple[str, str]:
+    def place(self) -> tuple:
         """What tells it from every other site of the model: the body it is in, and its key."""
-        return self.node.scope.label, self.key
+        return self.node.scope.path, self.key
 
     @property
     def tensor(self) -> str:
@@ -120,7 +120,7 @@ def find_weights(graph: Graph) -> list[WeightSite]:
     sites = []
     for node in graph.nodes():
         row = rows.get(("" if node.is_standard else node.proto.domain, node.op))
-        if row is not None and any(node.proto.output):
+        if row is not None and node.key:
             sites.extend(_sites(graph, node, row))
     return sites
 
