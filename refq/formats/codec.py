@@ -346,45 +346,54 @@ class _Plan:
 
     def look_up(self, u, t, i, room):
         """One chunk: source words u, scratch t (as u) and i (intp), codes into room."""
-        (self._upper if self.low is None else self._window)(u, t, i)
+        special = self.low is not None and self._window(u, t, i.view(u.dtype)[: u.size])
+        if self.low is None:
+            self._upper(u, t)
+        if t.itemsize == i.itemsize:
+            i = t.view(np.intp)
+        else:
+            i[...] = t
         self.table.take(i, out=room, mode="clip")       # indices are in range; "clip" avoids a buffered copy
-        if self.low is not None:
-            self._exceptions(u, t, room)
+        if special:
+            odd = (u & self._magnitude(u)) >= self.infinity
+            room[odd] = self.define(u[odd])
+        if self.zeros and (zero := u & self._magnitude(u) == 0).any():
+            room[zero] = self.define(u[zero])
 
-    def _upper(self, u, t, i):
+    def _upper(self, u, t):
         if not self.shift:
-            i[...] = u
+            t[...] = u
             return
         mask = u.dtype.type((1 << self.shift) - 1)      # low bits + mask carry into the last kept place iff any is set
         np.bitwise_and(u, mask, out=t)
         np.add(t, mask, out=t)
         np.bitwise_or(t, u, out=t)
         np.right_shift(t, u.dtype.type(self.shift), out=t)
-        i[...] = t
 
-    def _window(self, u, t, i):
-        kind, width = u.dtype.type, 8 * u.dtype.itemsize
+    def _window(self, u, t, s):
+        """Table indices into t, with scratch s; True where infinities or NaN need the definition."""
+        kind, width = u.dtype.type, 8 * u.itemsize
         mask = kind((1 << self.shift) - 1)
-        np.bitwise_and(u, kind((1 << (width - 1)) - 1), out=t)
+        np.bitwise_and(u, self._magnitude(u), out=t)
+        special = bool(t.size) and t.max() >= self.infinity
         np.clip(t, kind(self.low), kind(self.high), out=t)
         np.subtract(t, kind(self.low), out=t)
-        np.bitwise_or((t & mask) + mask, t, out=t)
+        np.bitwise_and(t, mask, out=s)
+        np.add(s, mask, out=s)
+        np.bitwise_or(t, s, out=t)
         np.right_shift(t, kind(self.shift), out=t)
-        np.bitwise_or(t, (u >> kind(width - 1)) << kind(self.sign_at), out=t)
-        i[...] = t
+        np.right_shift(u, kind(width - 1), out=s)
+        np.left_shift(s, kind(self.sign_at), out=s)
+        np.bitwise_or(t, s, out=t)
+        return special
 
     @property
     def sign_at(self) -> int:
         return ((self.high - self.low) >> self.shift).bit_length()
 
-    def _exceptions(self, u, t, room):
-        kind = u.dtype.type
-        np.bitwise_and(u, kind((1 << (8 * u.dtype.itemsize - 1)) - 1), out=t)
-        odd = t >= kind(self.infinity)
-        if self.zeros:
-            odd |= t == 0
-        if odd.any():
-            room[odd] = self.define(u[odd])
+    @staticmethod
+    def _magnitude(u):
+        return u.dtype.type((1 << (8 * u.itemsize - 1)) - 1)
 
 
 @lru_cache(maxsize=256)
