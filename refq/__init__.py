@@ -5,8 +5,7 @@ from refq.blocks.rows import data_type
 from refq.errors import InputError
 from refq.formats.codec import convert, decode, encode
 from refq.formats.names import number_format
-
-__version__ = "0.1.0"
+from refq.version import __version__
 
 __all__ = ["InputError", "Quantized", "convert", "data_type", "decode", "dequantize", "encode", "fake_quantize", "number_format",
            "quantize", "quantize_model", "__version__"]

@@ -6,8 +6,6 @@ A data type outside the table is named by rule: `<element>_<scale format>_<t<N>|
 
 import difflib
 import re
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import lru_cache
@@ -15,7 +13,7 @@ from functools import lru_cache
 from refq.errors import InputError
 from refq.formats.codec import code_dtype
 from refq.formats.names import number_format
-from refq.formats.rows import Row
+from refq.formats.rows import Row, registered_in
 
 RULES = {
     "none": "no scale: every value is cast as it is",
@@ -134,15 +132,6 @@ def _by_rule(element: str, scale: str, tile: str) -> Block:
                  rule, recipe="ocp" if rule == "floor" else "exact", ref="by rule (BLOCK-2)")
 
 
-@contextmanager
-def registered(*rows: Block) -> Iterator[None]:
+def registered(*rows: Block):
     """Put data types into the table for the length of a `with` block. Raises InputError when a name is taken."""
-    for row in rows:
-        if row.name in DATA_TYPES:
-            raise InputError(f"the data type name {row.name!r} is taken")
-    DATA_TYPES.update((row.name, row) for row in rows)
-    try:
-        yield
-    finally:
-        for row in rows:
-            del DATA_TYPES[row.name]
+    return registered_in(DATA_TYPES, rows)

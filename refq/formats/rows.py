@@ -244,17 +244,22 @@ FORMATS: dict[str, Row] = {row.name: row for row in _ROWS}
 
 
 @contextmanager
-def registered(*rows: Row) -> Iterator[None]:
-    """Put rows into the table for the length of a `with` block; every part of refq then knows them.
-
-    Raises InputError when a name is taken.
-    """
+def registered_in(table: dict, rows) -> Iterator[None]:
+    """Put rows into a table for the length of a `with` block. Raises InputError when a name is taken."""
     for row in rows:
-        if row.name in FORMATS:
-            raise InputError(f"the format name {row.name!r} is taken")
-    FORMATS.update((row.name, row) for row in rows)
+        if row.name in table:
+            raise InputError(f"the name {row.name!r} is taken")
+    table.update((row.name, row) for row in rows)
     try:
         yield
     finally:
         for row in rows:
-            del FORMATS[row.name]
+            del table[row.name]
+
+
+def registered(*rows: Row):
+    """Put number formats into the table for the length of a `with` block; every part of refq then knows them.
+
+    Raises InputError when a name is taken.
+    """
+    return registered_in(FORMATS, rows)
