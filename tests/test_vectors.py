@@ -1,5 +1,8 @@
-"""The committed vectors: grammar, names, completeness, and agreement with the oracle and with other libraries."""
+"""The committed vectors: grammar, names, completeness, and agreement with the oracle and with other
+libraries."""
 
+import doctest
+import importlib.util
 import json
 import re
 import shutil
@@ -34,10 +37,11 @@ def committed(name):
     return vec.read(VECTORS / f"{name}.vec")
 
 
-# --- the files ------------------------------------------------------------------------------------------------
+# --- the files ----------------------------------------------------------------------------------------------
 
 def test_regenerating_changes_no_byte():
-    run = subprocess.run([sys.executable, ROOT / "tools" / "regen.py", "--check"], capture_output=True, text=True)
+    run = subprocess.run([sys.executable, ROOT / "tools" / "regen.py", "--check"], capture_output=True,
+                         text=True)
     assert run.returncode == 0, run.stdout + run.stderr
 
 
@@ -60,7 +64,7 @@ def test_every_small_format_has_its_sets():
                 assert f"encode/f32-{row.name}/rne-sat/boundary" in NAMES
 
 
-# --- manifest and tables --------------------------------------------------------------------------------------
+# --- manifest and tables ------------------------------------------------------------------------------------
 
 def conforms(value, schema, path="manifest"):
     """Check the parts of JSON Schema that manifest.schema.json uses."""
@@ -109,30 +113,42 @@ def test_a_changed_manifest_does_not_conform():
 def test_formats_json_holds_every_table():
     tables = json.loads((VECTORS / "formats.json").read_text())
     assert set(tables["formats"]) == set(FORMATS) and set(tables["overflows"]) == set(OVERFLOWS)
-    assert tables["formats"]["e4m3fn"]["max"] == "448" and tables["formats"]["e4m3fn"]["nan_codes"] == [0x7f, 0xff]
-    assert tables["formats"]["e8m0"]["max"] == "1*2^127" and tables["data_types"]["nvfp4"]["outer"] == "float32"
+    assert tables["formats"]["e4m3fn"]["max"] == "448" and tables["formats"]["e4m3fn"]["nan_codes"] == [0x7f,
+        0xff]
+    assert tables["formats"]["e8m0"]["max"] == "1*2^127"
+    assert tables["data_types"]["nvfp4"]["outer"] == "float32"
 
 
 def test_statuses():
-    said = {entry["name"]: entry["status"] for entry in json.loads((VECTORS / "manifest.json").read_text())["sets"]}
+    said = {entry["name"]: entry["status"]
+            for entry in json.loads((VECTORS / "manifest.json").read_text())["sets"]}
     assert said["encode/f32-e4m3fn/rne-nonsat/boundary"] == "normative"
-    assert said["encode/f64-e4m3fn/rne-sat/boundary"] == "refq-choice"      # OFP8 does not convert from binary64
+    # OFP8 does not convert from binary64
+    assert said["encode/f64-e4m3fn/rne-sat/boundary"] == "refq-choice"
     assert said["encode/f32-e4m3fn/rtz-sat/boundary"] == "refq-choice"
     assert said["encode/f32-binary8p4se/rne-satnone/boundary"] == "normative"
     assert said["encode/f32-e5m2/rne-cuda-nosat/special"] == "vendor:nvidia"
 
 
-# --- names and grammar ----------------------------------------------------------------------------------------
+# --- names and grammar --------------------------------------------------------------------------------------
 
 @pytest.mark.parametrize("name", [
-    "encode/f32-e4m3fn/rne-sat", "encode/f32-e4m3/rne-sat/boundary", "encode/binary32-e4m3fn/rne-sat/boundary",
-    "encode/f32-float8_e4m3fn/rne-sat/boundary", "encode/f32-e4m3fn/rne-clip/boundary", "encode/f32-e4m3fn/near-sat/boundary",
-    "encode/f32-e4m3fn/src-sat/stochastic", "encode/f32-e4m3fn/rne8-sat/boundary", "encode/f32-e4m3fn/src33-sat/stochastic",
-    "encode/f32-e4m3fn/src8-sat/boundary", "encode/f32-e4m3fn/rne-sat/stochastic", "encode/f32-e4m3fn/rne-sat/everything",
-    "encode/e5m2-e4m3fn/rne-sat/codes", "convert/f32-e4m3fn/rne-sat/codes", "decode/e4m3fn-f32/rne/codes", "decode/f32-f16/exact/codes",
-    "decode/e5m2-e4m3fn/exact/codes", "decode/binary8p1uf-f16/exact/codes", "quantize/f32-mxfp8/rne-ocp/block",
-    "quantize/f32-e4m3fn/rne-sat/block", "quantize/f32-mxfp4/rne-exact/block", "quantize/f32-mxfp4/rne-ocp/tensor",
-    "encode/f32-binary32/rne-sat/boundary", "encode/f32-f32/rne-sat/boundary", "encode/f32-f64/rne-sat/boundary", "sort/f32-f16/rne-sat/codes"])
+    "encode/f32-e4m3fn/rne-sat", "encode/f32-e4m3/rne-sat/boundary",
+    "encode/binary32-e4m3fn/rne-sat/boundary",
+    "encode/f32-float8_e4m3fn/rne-sat/boundary", "encode/f32-e4m3fn/rne-clip/boundary",
+    "encode/f32-e4m3fn/near-sat/boundary",
+    "encode/f32-e4m3fn/src-sat/stochastic", "encode/f32-e4m3fn/rne8-sat/boundary",
+    "encode/f32-e4m3fn/src33-sat/stochastic",
+    "encode/f32-e4m3fn/src8-sat/boundary", "encode/f32-e4m3fn/rne-sat/stochastic",
+    "encode/f32-e4m3fn/rne-sat/everything",
+    "encode/e5m2-e4m3fn/rne-sat/codes", "convert/f32-e4m3fn/rne-sat/codes", "decode/e4m3fn-f32/rne/codes",
+    "decode/f32-f16/exact/codes",
+    "decode/e5m2-e4m3fn/exact/codes", "decode/binary8p1uf-f16/exact/codes",
+    "quantize/f32-mxfp8/rne-ocp/block",
+    "quantize/f32-e4m3fn/rne-sat/block", "quantize/f32-mxfp4/rne-exact/block",
+    "quantize/f32-mxfp4/rne-ocp/tensor",
+    "encode/f32-binary32/rne-sat/boundary", "encode/f32-f32/rne-sat/boundary",
+    "encode/f32-f64/rne-sat/boundary", "sort/f32-f16/rne-sat/codes"])
 def test_names_that_are_refused(name):
     with pytest.raises(InputError):
         sets.generate(name)
@@ -156,15 +172,22 @@ def small() -> str:
 
 
 @pytest.mark.parametrize("line, change", [
-    (1, lambda t: t.replace("refq-vec 1  op", "refq-vec 1 op")), (1, lambda t: t.replace("refq-vec 1", "refq-vec 2")),
-    (1, lambda t: t.replace("op=convert src=e2m1", "src=e2m1 op=convert")), (1, lambda t: t.replace(" round=rne", "")),
+    (1, lambda t: t.replace("refq-vec 1  op", "refq-vec 1 op")),
+    (1, lambda t: t.replace("refq-vec 1", "refq-vec 2")),
+    (1, lambda t: t.replace("op=convert src=e2m1", "src=e2m1 op=convert")),
+    (1, lambda t: t.replace(" round=rne", "")),
     (1, lambda t: t.replace("model=", "shape=")), (1, lambda t: t.replace("src=e2m1", "src=e2m2")),
-    (1, lambda t: t.replace("dst=e4m3fn", "dst=float8_e4m3fn")), (1, lambda t: t.replace("count=16", "count=016")),
+    (1, lambda t: t.replace("dst=e4m3fn", "dst=float8_e4m3fn")),
+    (1, lambda t: t.replace("count=16", "count=016")),
     (17, lambda t: t.replace("count=16", "count=17")), (3, lambda t: t.replace("1_30", "1_3")),
-    (3, lambda t: t.replace("1_30", "1_0x30")), (3, lambda t: t.replace("1_30", "1 30")), (3, lambda t: t.replace("1_30", "01_30")),
-    (12, lambda t: t.replace("a_b8", "A_b8")), (12, lambda t: t.replace("a_b8", "a_B8")), (3, lambda t: t.replace("1_30", "1_30 //x")),
-    (3, lambda t: t.replace("1_30", "1_30 // tail ")), (3, lambda t: t.replace("1_30", "1_30 ")), (3, lambda t: t.replace("1_30", "1_30 // é")),
-    (4, lambda t: t.replace("1_30\n", "2_30\n")), (3, lambda t: t.replace("0_00\n", "0_00\n0_00\n")), (3, lambda t: t.replace("1_30", "")),
+    (3, lambda t: t.replace("1_30", "1_0x30")), (3, lambda t: t.replace("1_30", "1 30")),
+    (3, lambda t: t.replace("1_30", "01_30")),
+    (12, lambda t: t.replace("a_b8", "A_b8")), (12, lambda t: t.replace("a_b8", "a_B8")),
+    (3, lambda t: t.replace("1_30", "1_30 //x")),
+    (3, lambda t: t.replace("1_30", "1_30 // tail ")), (3, lambda t: t.replace("1_30", "1_30 ")),
+    (3, lambda t: t.replace("1_30", "1_30 // é")),
+    (4, lambda t: t.replace("1_30\n", "2_30\n")), (3, lambda t: t.replace("0_00\n", "0_00\n0_00\n")),
+    (3, lambda t: t.replace("1_30", "")),
     (3, lambda t: t.replace("1_30", "// comment"))])
 def test_the_reader_refuses(line, change):
     text = change(small())
@@ -191,15 +214,17 @@ def test_the_reader_refuses_codes_wider_than_their_field(tmp_path):
 
 
 def test_fields_and_headers():
-    assert str(Field.parse("e2m1x32")) == "e2m1x32" and Field("e3m2").digits == 2 and Field("bits9").digits == 3
+    assert str(Field.parse("e2m1x32")) == "e2m1x32"
+    assert Field("e3m2").digits == 2 and Field("bits9").digits == 3
     assert Field.parse("mxint8") == Field("mxint8") and Field.parse("tf32").width == 32
     line = committed("quantize/f32-mxfp4/rne-ocp/block").header.line()
     assert " in=f32x32 out=e8m0,e2m1x32 " in line and Header.parse(line).line() == line
 
 
-# --- coverage -------------------------------------------------------------------------------------------------
+# --- coverage -----------------------------------------------------------------------------------------------
 
-MIXED = ("e4m3fn", "e5m2", "e4m3fnuz", "e3m2", "e2m1", "e8m0", "ue5m3", "int4", "uint8", "smint4", "mxint8", "binary8p4se",
+MIXED = ("e4m3fn", "e5m2", "e4m3fnuz", "e3m2", "e2m1", "e8m0", "ue5m3", "int4", "uint8", "smint4", "mxint8",
+         "binary8p4se",
          "binary8p1uf", "binary4p2sf")
 
 
@@ -218,7 +243,8 @@ def test_boundary_is_complete_for_monotone_devices(source, target):
                 assert taken[steps].all() and taken[steps + 1].all(), (rounding, overflow)
 
 
-@pytest.mark.parametrize("target", ["e4m3fn", "e5m2", "e2m1", "e8m0", "int8", "binary8p3se", "bfloat16", "tf32"])
+@pytest.mark.parametrize("target",
+                         ["e4m3fn", "e5m2", "e2m1", "e8m0", "int8", "binary8p3se", "bfloat16", "tf32"])
 def test_boundary_points_from_wide_sources(target):
     """Every value and midpoint within the source's range is there, exactly, with its neighbours."""
     if FORMATS[target].width > 16:
@@ -238,7 +264,8 @@ def test_specials_are_everywhere():
     for name in NAMES:
         if name.startswith("encode/f32") and not name.endswith("stochastic"):
             codes = set(committed(name).operands[0].tolist())
-            assert {0, 1 << 31, 1, 0x7f800000, 0xff800000, 0x7fc00000, 0xffc00000, 0x7f800001, 0x7fffffff, 0x7f7fffff} <= codes, name
+            assert {0, 1 << 31, 1, 0x7f800000, 0xff800000, 0x7fc00000, 0xffc00000, 0x7f800001, 0x7fffffff,
+                    0x7f7fffff} <= codes, name
 
 
 def test_sources_must_be_ieee_style():
@@ -255,7 +282,7 @@ def test_stochastic_decisions_are_hit():
     assert flips.sum() > 200
 
 
-# --- the results ----------------------------------------------------------------------------------------------
+# --- the results --------------------------------------------------------------------------------------------
 
 def words(row) -> dict:
     return asdict(row) | {"kind": "float" if row.is_float else "int"}
@@ -275,7 +302,8 @@ def oracle_cast(name, vectors):
     rounding, width = ("rne", None) if name.op == "decode" else name.rounding
     overflow = WORDS[name.policy or "nonsat"]
     draws = vectors.operands[1].tolist() if width else [None] * len(vectors)
-    return [scalar.encode(scalar.decode(code, source), target, rounding, overflow, WORDS, width and (draw, width))
+    return [scalar.encode(scalar.decode(code, source), target, rounding, overflow, WORDS,
+                          width and (draw, width))
             for code, draw in zip(vectors.operands[0].tolist(), draws)]
 
 
@@ -289,19 +317,22 @@ def test_every_committed_cast_is_the_oracles(name):
 def test_every_committed_tile_is_the_oracles(name):
     vectors, parsed = committed(name), sets.parse(name)
     block = data_type(parsed.dst)
-    formats = {token: words(refq.number_format(token)) for token in (block.element, block.scale, block.outer) if token}
+    formats = {token: words(refq.number_format(token)) for token in (block.element, block.scale, block.outer)
+               if token}
     source = facts(parsed.src)
     for index, tile in enumerate(vectors.operands[-1].tolist()):
         values = [scalar.decode(code, source) for code in tile]
         outer = int(vectors.operands[0][index]) if len(vectors.operands) == 2 else None
-        got = blocks.quantise(values, (len(tile),), 0, asdict(block), formats, parsed.round, recipe=parsed.policy, outer=outer)
+        got = blocks.quantise(values, (len(tile),), 0, asdict(block), formats, parsed.round,
+                              recipe=parsed.policy, outer=outer)
         assert got.codes == vectors.results[-1][index].tolist(), (index, tile)
         assert got.scales == np.atleast_1d(vectors.results[-2][index]).tolist(), index
         if parsed.model == "tensor":
             assert got.outer == int(vectors.results[0][index])
 
 
-ML_DTYPES = {"e4m3fn": "float8_e4m3fn", "e5m2": "float8_e5m2", "e4m3fnuz": "float8_e4m3fnuz", "e2m1": "float4_e2m1fn"}
+ML_DTYPES = {"e4m3fn": "float8_e4m3fn", "e5m2": "float8_e5m2", "e4m3fnuz": "float8_e4m3fnuz",
+             "e2m1": "float4_e2m1fn"}
 
 
 @pytest.mark.parametrize("target", ML_DTYPES)
@@ -310,7 +341,8 @@ def test_ml_dtypes_agrees(target, overflow, model):
     """Bit for bit under its own rule; under the non-saturating rule but for which NaN."""
     vectors = sets.generate(f"encode/f32-{target}/rne-{overflow}/{model}")
     with np.errstate(all="ignore"):
-        theirs = vectors.operands[0].view(np.float32).astype(getattr(ml_dtypes, ML_DTYPES[target])).view(np.uint8)
+        theirs = vectors.operands[0].view(np.float32).astype(getattr(ml_dtypes,
+            ML_DTYPES[target])).view(np.uint8)
     same = theirs == vectors.results[0]
     if overflow == "nonsat":
         same |= np.isnan(refq.decode(theirs, target)) & np.isnan(refq.decode(vectors.results[0], target))
@@ -318,17 +350,19 @@ def test_ml_dtypes_agrees(target, overflow, model):
     assert same.all()
 
 
-# --- vectors from data ----------------------------------------------------------------------------------------
+# --- vectors from data --------------------------------------------------------------------------------------
 
 def test_vectors_from_weights():
     weights = np.random.default_rng(1).standard_normal((3, 70)).astype(np.float32)
     vectors = sets.from_weights("conv1", weights, "mxfp4", axis=1)
     assert vectors.name == "quantize/f32-mxfp4/rne-ocp/weights-conv1" and len(vectors) == 9
     q = refq.quantize(weights, "mxfp4", axis=1)
-    rows = {tuple(tile): (scale, tuple(codes)) for tile, scale, codes in zip(vectors.operands[0].tolist(), *vectors.results)}
+    rows = {tuple(tile): (scale, tuple(codes)) for tile, scale,
+            codes in zip(vectors.operands[0].tolist(), *vectors.results)}
     scale, codes = rows[tuple(weights[1, 32:64].view(np.uint32).tolist())]
     assert scale == q.scales[1, 1] and codes == tuple(q.codes[1, 32:64])
-    scale, codes = rows[tuple(weights[2, 64:].view(np.uint32).tolist()) + (0,) * 26]        # ragged: filled with zeros
+    # ragged: filled with zeros
+    scale, codes = rows[tuple(weights[2, 64:].view(np.uint32).tolist()) + (0,) * 26]
     assert scale == q.scales[2, 2] and codes[:6] == tuple(q.codes[2, 64:]) and not any(codes[6:])
     assert vec.parse(vectors.text()).text() == vectors.text()
     with pytest.raises(InputError, match="cannot be generated"):
@@ -343,7 +377,8 @@ def test_two_level_weights_carry_the_tensor_scale():
     assert sorted(vectors.results[0].tolist()) == sorted(q.scales.reshape(-1).tolist())
 
 
-@pytest.mark.parametrize("dtype, columns", [("int8", 1), ("int8_float32_tensor", 1), ("e4m3fn", 1), ("int4", 1)])
+@pytest.mark.parametrize("dtype, columns",
+                         [("int8", 1), ("int8_float32_tensor", 1), ("e4m3fn", 1), ("int4", 1)])
 def test_weights_of_every_tiling(dtype, columns):
     weights = np.random.default_rng(3).standard_normal((5, 64)).astype(np.float16)
     vectors = sets.from_weights("w", weights, dtype, limit=40)
@@ -352,12 +387,13 @@ def test_weights_of_every_tiling(dtype, columns):
 
 
 def test_weights_that_are_refused():
-    for label, array in (("Conv 1", np.ones(4, np.float32)), ("w", np.ones(0, np.float32)), ("w", np.ones(4, complex))):
+    for label, array in (("Conv 1", np.ones(4, np.float32)), ("w", np.ones(0, np.float32)),
+                         ("w", np.ones(4, complex))):
         with pytest.raises(InputError):
             sets.from_weights(label, array, "mxfp4")
 
 
-# --- other languages ------------------------------------------------------------------------------------------
+# --- other languages ----------------------------------------------------------------------------------------
 
 def snippet(language: str) -> str:
     return re.search(f"```{language}\n(.*?)```", (VECTORS / "README.md").read_text(), re.DOTALL)[1]
@@ -375,9 +411,87 @@ def test_the_python_snippet_reads_a_set(monkeypatch):
 def test_the_c_snippet_reads_a_set(tmp_path):
     (tmp_path / "load.c").write_text(snippet("c"))
     subprocess.run(["cc", "-Wall", "-Werror", "-o", tmp_path / "load", tmp_path / "load.c"], check=True)
-    run = subprocess.run([tmp_path / "load", VECTORS / "encode/f32-e4m3fn/rne-sat/boundary.vec"], capture_output=True, text=True)
+    run = subprocess.run([tmp_path / "load", VECTORS / "encode/f32-e4m3fn/rne-sat/boundary.vec"],
+                         capture_output=True, text=True)
     assert run.stdout == f"{len(committed('encode/f32-e4m3fn/rne-sat/boundary'))} cases\n"
 
 
 def test_the_verilog_snippet_has_the_right_depth():
     assert f"mem [0:{len(committed('encode/f32-e4m3fn/rne-sat/boundary')) - 1}]" in snippet("verilog")
+
+
+# --- the spec's pages and the sweeps ------------------------------------------------------------------------
+
+@pytest.mark.parametrize("page", ["vectors.md", "checking.md"])
+def test_the_examples_of_the_spec_run(page):
+    failed, tried = doctest.testfile(str(ROOT / "spec" / page), module_relative=False,
+                                     optionflags=doctest.IGNORE_EXCEPTION_DETAIL)
+    assert tried and not failed
+
+
+def test_every_clause_cited_is_written():
+    written = set(re.findall(r"^## ((?:VEC|CHECK)-\d+) ",
+                             "\n".join((ROOT / "spec" / page).read_text()
+                                       for page in ("vectors.md", "checking.md")), re.M))
+    code = "\n".join(path.read_text() for folder in ("refq", "tools")
+                     for path in (ROOT / folder).rglob("*.py"))
+    assert set(re.findall(r"\b(?:VEC|CHECK)-\d+", code)) <= written
+    assert written == {f"VEC-{n}" for n in range(1, 15)} | {f"CHECK-{n}" for n in range(1, 7)}
+
+
+@cache
+def sweep_tool():
+    spec = importlib.util.spec_from_file_location("sweep", ROOT / "tools" / "sweep.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+SWEEPS = sorted((VECTORS / "sweeps").rglob("*.json"))
+
+
+@pytest.mark.parametrize("path", SWEEPS, ids=lambda path: str(path.relative_to(VECTORS / "sweeps")))
+def test_a_block_of_every_sweep(path):
+    found = json.loads(path.read_text())
+    assert len(found["sha256"]) == 256 and path == VECTORS / "sweeps" / f"{found['name']}.json"
+    name = sets.parse(f"{found['name']}/boundary")
+    cast = sweep_tool().refq_cast(format_of(name.dst), name.round, name.policy)
+    for block in (63, 191):
+        assert sweep_tool().block_digest(block, cast) == found["sha256"][block]
+
+
+def test_a_block_by_another_library():
+    """Operands 43000000 to 43ffffff, 128 to 512: ties, the largest value and overflow of E4M3."""
+    digests = json.loads((VECTORS / "sweeps/encode/f32-e4m3fn/rne-nonsat.json").read_text())["sha256"]
+    def theirs(x):
+        return x.astype(ml_dtypes.float8_e4m3fn).view(np.uint8)
+    assert sweep_tool().block_digest(0x43, theirs) == digests[0x43]
+
+
+def test_sweeping_stops_and_continues(tmp_path, monkeypatch):
+    sweep, done = sweep_tool(), []
+    monkeypatch.setattr(sweep, "block_digest", lambda block, cast: done.append(block) or f"{block:064x}")
+    monkeypatch.setattr(sweep, "BLOCKS", 5)
+    facts, path = {"name": "x"}, tmp_path / "x.json"
+    sweep.save(path, facts | {"sha256": [f"{block:064x}" for block in range(3)]})
+    sweep.sweep(facts, None, path)
+    assert done == [3, 4] and len(json.loads(path.read_text())["sha256"]) == 5
+    sweep.sweep({"name": "y"}, None, path)              # another sweep's file is not continued
+    assert done == [3, 4, 0, 1, 2, 3, 4]
+
+
+def test_sweep_exit_codes(tmp_path, capsys):
+    assert sweep_tool().main(["e4m3"]) == 2 and sweep_tool().main(["tf32"]) == 2
+    assert sweep_tool().main(["e2m1", "--round", "src"]) == 2
+    assert sweep_tool().main(["e2m1", "--check", "-o", str(tmp_path / "none.json")]) == 2
+    capsys.readouterr()
+
+
+@pytest.mark.skipif(not shutil.which("cc"), reason="no C compiler")
+def test_a_sweep_judges_a_c_function(tmp_path):
+    body = "#include <string.h>\nvoid f(const float *x, unsigned char *y, size_t n) { memset(y, 0, n); }\n"
+    (tmp_path / "zero.c").write_text(body)
+    subprocess.run(["cc", "-shared", "-fPIC", "-o", tmp_path / "zero.so", tmp_path / "zero.c"], check=True)
+    digests = json.loads((VECTORS / "sweeps/encode/f32-e4m3fn/rne-sat.json").read_text())["sha256"]
+    cast = sweep_tool().library_cast(f"{tmp_path / 'zero.so'}:f", FORMATS["e4m3fn"])
+    assert sweep_tool().compare(digests, cast, [0, 1, 63]) == [63]

@@ -1,7 +1,7 @@
-"""Print which committed vector set kills which public bug: mutant by set. Exit code 1 if a mutant survives them all.
+"""Print which committed vector sets kill which public bugs. Exit code 1 if a mutant survives them all.
 
-    python tools/kill_matrix.py             one line per mutant: the sets that kill it, best first, and how many cases
-    python tools/kill_matrix.py --matrix    the whole matrix, one column per set family
+    python tools/kill_matrix.py             one line per mutant: how many sets kill it, and which does best
+    python tools/kill_matrix.py --matrix    the whole matrix, one column per family of sets
 """
 
 import argparse
@@ -14,8 +14,8 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 from mutants import MUTANTS, kills  # noqa: E402
 from refq.vectors import sets, vec  # noqa: E402
 
-FAMILIES = ("decode", "encode sat", "encode nonsat", "encode f64 f16 bf16", "other roundings", "stochastic", "policies",
-            "convert", "quantize")
+FAMILIES = ("decode", "saturating", "nonsat", "sources", "roundings", "random", "policies", "convert",
+            "quantize")
 
 
 def matrix() -> dict[str, dict[str, int]]:
@@ -31,19 +31,15 @@ def matrix() -> dict[str, dict[str, int]]:
 
 
 def family(name: str) -> str:
-    """The column a set belongs to."""
+    """The column a set belongs to: encode sets by what is special about them, others by operation."""
     parsed = sets.parse(name)
     if parsed.op != "encode":
         return parsed.op
-    if parsed.model == "stochastic":
-        return "stochastic"
-    if parsed.model == "special":
-        return "policies"
-    if parsed.src != "f32":
-        return "encode f64 f16 bf16"
-    if parsed.round != "rne":
-        return "other roundings"
-    return "encode sat" if parsed.policy == "sat" else "encode nonsat"
+    if parsed.model != "boundary":
+        return "random" if parsed.model == "stochastic" else "policies"
+    if parsed.src != "f32" or parsed.round != "rne":
+        return "sources" if parsed.src != "f32" else "roundings"
+    return "saturating" if parsed.policy == "sat" else "nonsat"
 
 
 def rows(table) -> list[str]:
@@ -52,19 +48,20 @@ def rows(table) -> list[str]:
     for mutant in MUTANTS:
         hits = sorted(((count, name) for name, count in table[mutant.name].items() if count), reverse=True)
         best = f"{hits[0][0]:5} cases in {hits[0][1]}" if hits else "SURVIVES"
-        lines.append(f"{mutant.name:32} {len(hits):3}/{len(table[mutant.name]):<3} sets  {best:58} {mutant.thread}")
+        share = f"{len(hits):3}/{len(table[mutant.name]):<3} sets"
+        lines.append(f"{mutant.name:32} {share}  {best:58} {mutant.thread}")
     return lines
 
 
 def grid(table) -> list[str]:
-    """Mutants by families: wrong cases in the worst set, `.` where no set of the family speaks to the mutant."""
-    heads = [f"{head:>13.13}" for head in FAMILIES]
+    """Mutants by families: wrong cases in the worst set, `.` where no set speaks to the mutant."""
+    heads = [f"{head:>12}" for head in FAMILIES]
     lines = [f"{'wrong cases in the worst set':32}" + "".join(heads)]
     for mutant in MUTANTS:
         cells = []
         for head in FAMILIES:
             counts = [count for name, count in table[mutant.name].items() if family(name) == head]
-            cells.append(f"{max(counts) if counts else '.':>13}")
+            cells.append(f"{max(counts) if counts else '.':>12}")
         lines.append(f"{mutant.name:32}" + "".join(cells))
     return lines
 
@@ -76,7 +73,8 @@ def main(argv=None) -> int:
     table = matrix()
     print("\n".join(grid(table) if options.parse_args(argv).matrix else rows(table)))
     dead = sum(any(counts.values()) for counts in table.values())
-    print(f"\n{dead} of {len(MUTANTS)} mutants killed by {len({name for row in table.values() for name in row})} sets")
+    asked = len({name for row in table.values() for name in row})
+    print(f"\n{dead} of {len(MUTANTS)} mutants killed by {asked} sets")
     return 0 if dead == len(MUTANTS) else 1
 
 

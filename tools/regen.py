@@ -1,4 +1,4 @@
-"""Regenerate every generated file: golden vectors, their manifest, formats.json and the README's format table.
+"""Regenerate golden vectors, their manifest, formats.json and the README's format table.
 
     python tools/regen.py            write what differs, remove what no longer belongs
     python tools/regen.py --check    write nothing; list what differs and exit 1 if anything does
@@ -34,7 +34,7 @@ def generated() -> Iterator[tuple[Path, str]]:
 
 
 def _readme() -> Iterator[tuple[Path, str]]:
-    """The README with its format table filled in, once both the README's markers and the table writer exist."""
+    """The README with its format table filled in between the markers."""
     path = ROOT / "README.md"
     try:
         from refq.formats.table import markdown

@@ -1,7 +1,7 @@
 """Judging a device against a golden-vector set: pass, mismatch, or not a run.
 
-A run must answer exactly the set's cases in the set's order; anything else is not a run, whatever the answers say.
-Spec: CHECK-3 to CHECK-6.
+A run must answer exactly the set's cases in the set's order; anything else is not a run, whatever the
+answers say. Spec: CHECK-3 to CHECK-6.
 """
 
 import json
@@ -68,7 +68,8 @@ class Verdict:
             return f"PASS  {self.set}: {self.cases} cases{loose}"
         rest = self.failed - len(self.failures)
         return "\n".join([f"MISMATCH  {self.set}: {self.failed} of {self.cases} cases differ{loose}",
-                          *(f"  {failure.line}" for failure in self.failures), *([f"  and {rest} more"] if rest else [])])
+                          *(f"  {failure.line}" for failure in self.failures),
+                          *([f"  and {rest} more"] if rest else [])])
 
     def json(self) -> str:
         """The verdict as a JSON object."""
@@ -89,8 +90,8 @@ def check(target, device, nan: str = "bits", limit: int = 10) -> Verdict:
     """Run a device on a set and judge its answers.
 
     target: a VectorSet, a path to a .vec file, or a set name, which is generated.
-    device: a command, a callable on code arrays, a path object of results, or a device of refq.conformance.devices.
-    nan: "bits" compares NaNs bit by bit; "any" accepts every NaN code where a NaN is wanted (Spec: CHECK-5).
+    device: a command, a callable on code arrays, a path object of results, or one of devices.py.
+    nan: "bits" compares NaNs bit by bit; "any" accepts every NaN code where a NaN is wanted (CHECK-5).
     limit: how many failures are explained; all are counted.
     Returns a Verdict. Raises InputError for a bad set, device or rule. Spec: CHECK-3.
     """
@@ -111,7 +112,8 @@ def judge(vectors: VectorSet, run: Run, nan: str = "bits", limit: int = 10) -> V
         return Verdict(outcome=NOT_A_RUN, problem=problem, **facts)
     wrong = [index for index, (got, want) in enumerate(zip(gots, wants))
              if got != want and not (nan == "any" and _same_but_nan(vectors.header, got, want))]
-    failures = tuple(_failure(vectors.header, operands[index], gots[index], wants[index]) for index in wrong[:limit])
+    failures = tuple(_failure(vectors.header, operands[index], gots[index], wants[index])
+                     for index in wrong[:limit])
     return Verdict(outcome=MISMATCH if wrong else PASS, failed=len(wrong), failures=failures, **facts)
 
 
@@ -129,18 +131,20 @@ def _answers(header: Header, operands: list[str], lines: list[str]) -> tuple[lis
             continue
         matched = shape.fullmatch(answer)
         if not matched:
-            return [], f"line {number}: {answer[:80]!r} is malformed; expected operands_results in hex, as in " \
-                       f"{operands[0][:60]}_..."
+            return [], (f"line {number}: {answer[:80]!r} is malformed; expected operands_results in hex, "
+                        f"as in {operands[0][:60]}_...")
         operand = matched[1].lower()
         if len(gots) == len(operands):
-            return [], f"line {number}: operand {operand[:60]} is one too many; the set has {len(operands)} cases"
+            return [], (f"line {number}: operand {operand[:60]} is one too many; "
+                        f"the set has {len(operands)} cases")
         if operand != operands[len(gots)]:
             return [], f"line {number}: {_misplaced(operand, operands, len(gots))}"
         gots.append(matched[2].lower())
     if not gots:
         return [], f"empty: the device answered none of the {len(operands)} cases"
     if len(gots) < len(operands):
-        return [], f"short: the answers end after {len(gots)} of {len(operands)} cases, before operand {operands[len(gots)][:60]}"
+        return [], (f"short: the answers end after {len(gots)} of {len(operands)} cases, "
+                    f"before operand {operands[len(gots)][:60]}")
     return gots, ""
 
 

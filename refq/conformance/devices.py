@@ -1,14 +1,16 @@
-"""Devices under test: a command behind a pipe, a Python callable, a file of results; and refq itself as a device.
+"""Devices under test: a command behind a pipe, a Python callable, a file of results; and refq itself.
 
-A device reads the header line and then operand lines, and answers every operand line with `operands_results`, in
-order. Spec: CHECK-1, CHECK-2.
+A device reads the header line and then operand lines, and answers every operand line with
+`operands_results`, in order. Spec: CHECK-1, CHECK-2.
 """
 
 import os
+import re
 import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import islice
@@ -21,6 +23,7 @@ from refq.vectors.sets import answer
 from refq.vectors.vec import Header, VectorSet, join, pattern, split_columns
 
 TAIL = 2000         # characters of a device's error output that are kept
+GRACE = 2.0         # seconds for the pipes to run dry once the command has ended
 BATCH = 4096        # operand lines refq's own device takes at a time
 
 
@@ -38,8 +41,8 @@ class Run:
 class Pipe:
     """Any command: header and operands on its standard input, answers on its standard output.
 
-    command: a shell command line. timeout: seconds for the whole run. The command may answer line by line or all at
-    the end; one that ends early, hangs, fails or floods its output makes the run a non-run, never a hang.
+    command: a shell command line. timeout: seconds for the whole run. The command may answer line by line or
+    all at the end; one that ends early, hangs, fails or floods its output makes no run, and never a hang.
     """
 
     command: str
@@ -59,8 +62,13 @@ class Pipe:
         for thread in threads:
             thread.start()
         problem = self._wait(process, flood, limit)
+        deadline = time.monotonic() + GRACE
         for thread in threads:
-            thread.join(5)
+            thread.join(max(0.0, deadline - time.monotonic()))
+        if any(thread.is_alive() for thread in threads):       # something it started still holds a pipe
+            _kill(process)
+            for thread in threads:
+                thread.join()
         for stream in (process.stdout, process.stderr):
             stream.close()
         return Run(self.command, output.decode("utf-8", "replace").splitlines(), problem,
@@ -90,11 +98,11 @@ def _kill(process) -> None:
 
 
 def _feed(process, data: bytes) -> None:
-    try:
-        process.stdin.write(data)
-        process.stdin.close()
-    except (BrokenPipeError, OSError):
-        pass                    # the device stopped reading; its answers tell the rest
+    for step in (lambda: process.stdin.write(data), process.stdin.close):
+        try:
+            step()
+        except OSError:
+            pass                # the device stopped reading; its answers tell the rest
 
 
 def _drain(process, output: bytearray, limit: int, flood) -> None:
@@ -116,8 +124,9 @@ def _keep_tail(stream, tail: bytearray) -> None:
 class Call:
     """A Python function: operand columns as unsigned code arrays in, result columns out.
 
-    function: called once with the operand columns, each of shape (n,) or (n, count) (Spec: VEC-3); `.view(numpy.float32)`
-    turns f32 codes into numbers. It returns one integer array, or a tuple of them for several result fields.
+    function: called once with the operand columns, each of shape (n,) or (n, count) (Spec: VEC-3);
+    `.view(numpy.float32)` turns f32 codes into numbers. It returns one integer array, or a tuple of them for
+    several result fields.
     """
 
     function: Callable
@@ -137,7 +146,8 @@ class Call:
                 return Run(name, [], f"the function gave {field} as {column.dtype} of shape {column.shape}; "
                                      f"expected unsigned integers of shape {golden.shape}")
             if column.size and (int(column.min()) < 0 or int(column.max()) >> field.width):
-                return Run(name, [], f"the function gave codes outside the {field.width} bits of {field.token}")
+                problem = f"the function gave codes outside the {field.width} bits of {field.token}"
+                return Run(name, [], problem)
         if len(columns) != len(fields):
             return Run(name, [], f"the function gave {len(columns)} result columns; expected {len(fields)}")
         return Run(name, [f"{a}_{b}" for a, b in zip(vectors.operand_texts(), join(fields, columns))])
@@ -173,10 +183,9 @@ def as_device(device):
 def main_device(stdin, stdout) -> None:
     """refq as a device: read a header and operand lines, answer them with refq's own codec.
 
-    stdin, stdout: text streams. Raises InputError for a header or an operand line off the grammar. Spec: CHECK-1.
+    stdin, stdout: text streams. Raises InputError for a header or operand line off the grammar.
+    Spec: CHECK-1.
     """
-    import re
-
     header = Header.parse(stdin.readline().rstrip("\n"))
     fields, number = header.operand_fields, 1
     shape = re.compile(pattern(fields))

@@ -20,7 +20,7 @@ def failure_line(header: Header, operand: str, got: str, want: str) -> str:
            + story(name, header, operand, got, want)
 
 
-# ---------------------------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------------------------------------
 # one number
 
 def _cast_story(name, header: Header, operand: str, got: str, want: str) -> str:
@@ -32,13 +32,15 @@ def _cast_story(name, header: Header, operand: str, got: str, want: str) -> str:
         show = f"refq show {source.name} {code:#x}"
     else:
         rounding, width = name.rounding
-        cast = show_cast(source, code, target, rounding, name.policy, int(random, 16) if width else None, width)
+        draw = int(random, 16) if width else None
+        cast = show_cast(source, code, target, rounding, name.policy, draw, width)
         gap = "".join(f"between {text}: " for label, text in cast.steps if label == "between")
         why, clauses, show = gap + cast.why, cast.clauses, _show(source, code, target, name, random)
     extra = f" random {random}" if random else ""
     wrong = difference(target, got_code, want_code)
-    return (f"in {operand.split('_')[0]} ({value_text(source, code)}){extra} got {got} ({value_text(target, got_code)}) "
-            f"want {want} ({value_text(target, want_code)}): {why}; the answer {wrong} [{', '.join(clauses)}]  {show}")
+    return (f"in {operand.split('_')[0]} ({value_text(source, code)}){extra} "
+            f"got {got} ({value_text(target, got_code)}) want {want} ({value_text(target, want_code)}): "
+            f"{why}; the answer {wrong} [{', '.join(clauses)}]  {show}")
 
 
 def quotient_why(value: Fraction, target, rounding: str, want: int) -> tuple[str, list[str]]:
@@ -115,10 +117,11 @@ def difference(row, got: int | None, want: int) -> str:
         return "has the wrong sign and magnitude"
     if not steps:
         return "is wrong"
-    return f"is {abs(steps)} value{'s' * (abs(steps) > 1)} too {'large' if steps > 0 else 'small'} in magnitude"
+    plural, side = "s" * (abs(steps) > 1), "large" if steps > 0 else "small"
+    return f"is {abs(steps)} value{plural} too {side} in magnitude"
 
 
-# ---------------------------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------------------------------------
 # one tile
 
 def _tile_story(name, header: Header, operand: str, got: str, want: str) -> str:
@@ -141,34 +144,36 @@ def _tile_story(name, header: Header, operand: str, got: str, want: str) -> str:
         show = f"refq show {row.name} {want_code:#x}"
     else:
         which = f"element {place}"
-        where = f"in {_shortened(operand)} at {_element_text(header, words, place)} ({value_text(source, elements[place])})"
+        where = (f"in {_shortened(operand)} at {_element_text(header, words, place)} "
+                 f"({value_text(source, elements[place])})")
         why, clauses, show = _element_why(name, header, words, want, place, elements[place], want_code)
-    return (f"{where} {which} got {had} ({value_text(row, _code(had))}) want {due} ({value_text(row, want_code)}): "
-            f"{why}; the answer {difference(row, _code(had), want_code)} [{', '.join(clauses)}]  {show}")
+    return (f"{where} {which} got {had} ({value_text(row, _code(had))}) "
+            f"want {due} ({value_text(row, want_code)}): {why}; "
+            f"the answer {difference(row, _code(had), want_code)} [{', '.join(clauses)}]  {show}")
 
 
 def _element_why(name, header: Header, words: list[str], want: str, place: int, code: int, want_code: int):
     """(words, clauses, show command) for an element: its exact quotient by the wanted scales."""
     source, target = format_of(name.src), format_of(header.result_fields[-1].token)
-    parts = want.split("_")
+    parts, show = want.split("_"), f"refq show {target.name} {want_code:#x}"
     scale_field = header.result_fields[-2]
     codes = _element_codes(scale_field, parts[-2])
     scale = exact(format_of(scale_field.token), codes[place * len(codes) // header.result_fields[-1].count])
     value = exact(source, code)
     if isinstance(scale, str) or isinstance(value, str):
-        return "the tile holds a NaN or an infinity, so every element code is 0", ["BLOCK-6"], f"refq show {target.name} 0"
+        return "the tile holds a NaN or an infinity, so every element code is 0", ["BLOCK-6"], show
     outer = parts[0] if len(parts) == 3 else words[0] if len(words) == 2 else None
     step = scale * (exact(format_of("f32"), int(outer, 16)) if outer else 1)
     if not step or not value:
-        return f"zero over a scale of {decimal(step)}", ["BLOCK-5"], f"refq show {target.name} {want_code:#x}"
+        return f"zero over a scale of {decimal(step)}", ["BLOCK-5"], show
     rounding, _ = name.rounding
     why, clauses = quotient_why(value / step, target, rounding, want_code)
-    return f"over the scale {decimal(step)}: {why}", ["BLOCK-4", *clauses], f"refq show {target.name} {want_code:#x}"
+    return f"over the scale {decimal(step)}: {why}", ["BLOCK-4", *clauses], show
 
 
 def _first_wrong(field, had: str, due: str) -> int | None:
-    return next((i for i in range(field.count)
-                 if had[i * field.digits:(i + 1) * field.digits] != due[i * field.digits:(i + 1) * field.digits]), None)
+    cells = [slice(i * field.digits, (i + 1) * field.digits) for i in range(field.count)]
+    return next((i for i, cell in enumerate(cells) if had[cell] != due[cell]), None)
 
 
 def _element_codes(field, text: str) -> list[int]:
@@ -191,7 +196,7 @@ def _shortened(text: str) -> str:
     return text if len(text) <= 40 else f"{text[:24]}...{text[-8:]}"
 
 
-# ---------------------------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------------------------------------
 # numbers as text
 
 def value_text(row, code: int | None) -> str:
@@ -207,7 +212,7 @@ def value_text(row, code: int | None) -> str:
 
 
 def decimal(value: Fraction, digits: int = 12) -> str:
-    """A dyadic number in decimal: exact where it is short, else rounded with a trailing ellipsis, far ones as m*2^e."""
+    """A dyadic number in decimal: exact where it is short, else cut with an ellipsis; far ones as m*2^e."""
     if value.denominator == 1 and abs(value.numerator) < 10 ** digits:
         return str(value.numerator)
     places = value.denominator.bit_length() - 1
@@ -232,9 +237,11 @@ def _code(text: str) -> int | None:
 def _show(source, code: int, target, name, random: str) -> str:
     """The command that explains the wanted result; a negative number stands behind `--`."""
     value = exact(source, code)
-    number = value if isinstance(value, str) else hex_float(value, split(source.layout, code >> source.layout.pad)[0])
+    negative, _ = split(source.layout, code >> source.layout.pad)
+    number = value if isinstance(value, str) else hex_float(value, negative)
     rounding, width = name.rounding
-    options = [("--source", source.name, "binary32"), ("--round", rounding, "rne"), ("--overflow", name.policy, "sat"),
+    options = [("--source", source.name, "binary32"), ("--round", rounding, "rne"),
+               ("--overflow", name.policy, "sat"),
                ("--random-bits", f"0x{random}", "0x"), ("--random-width", width, None)]
     words = [f"{option} {value}" for option, value, default in options if value != default]
     return " ".join(["refq show", target.name, *words, *(["--"] if number.startswith("-") else []), number])

@@ -1,7 +1,7 @@
 """Coverage models: which operands a golden-vector set holds. Named, and generic in the formats.
 
-A magnitude is `significand * 2^exponent` in integers, so that every value, midpoint and threshold is exact; its
-neighbours in the source type are the codes next to it. Spec: VEC-8 to VEC-11.
+A magnitude is `significand * 2^exponent` in integers, so that every value, midpoint and threshold is exact;
+its neighbours in the source type are the codes next to it. Spec: VEC-8 to VEC-11.
 """
 
 from collections.abc import Iterator
@@ -22,7 +22,7 @@ def codes(row) -> np.ndarray:
 
 
 def values(source, target) -> np.ndarray:
-    """Every value of the target that the source has, both signs, with ±0, infinities and a NaN (Spec: VEC-8)."""
+    """Every value of the target that the source has, both signs, ±0, infinities, a NaN (Spec: VEC-8)."""
     layout, taken = source.layout, {0, source.layout.inf, source.layout.nan}
     for index in range(target.layout.first, target.layout.top_index + 1):
         place, exact = floor_index(source, target.layout.magnitude(index))
@@ -34,10 +34,10 @@ def boundary(source, target) -> np.ndarray:
     """The complete set for a monotone device (Spec: VEC-9).
 
     Every value, every midpoint, the overflow threshold and the underflow points of the target, each with its
-    predecessor and successor in the source; three significands at every source exponent; single bits above a few
-    values and midpoints, for devices that drop some sticky bits; the special operands.
-    Returns sorted unique source codes. Raises InputError for a source that is not an IEEE-style signed float, or a
-    target wider than 16 bits.
+    predecessor and successor in the source; three significands at every source exponent; single bits above a
+    few values and midpoints, for devices that drop some sticky bits; the special operands.
+    Returns sorted unique source codes. Raises InputError for a source that is not an IEEE-style signed float,
+    or a target wider than 16 bits.
     """
     _check_source(source)
     if target.width > 16 or source.width > 64:
@@ -49,23 +49,25 @@ def boundary(source, target) -> np.ndarray:
 
 
 def special(source, target) -> np.ndarray:
-    """Special operands and both ends of the target's range only: what tells overflow rules apart (Spec: VEC-10)."""
+    """Special operands and the ends of the target's range: what tells overflow rules apart (VEC-10)."""
     _check_source(source)
     layout = target.layout
     taken = set(_specials(source))
     for index in {layout.first, 1, 1 << layout.man, layout.max_index - 1, layout.max_index, layout.top_index,
                   layout.top_index + 1}:
         if index <= layout.top_index + 1:
-            taken.update(neighbours(source, layout.magnitude(index)) + neighbours(source, midpoint(layout, index)))
+            taken.update(neighbours(source, layout.magnitude(index))
+                         + neighbours(source, midpoint(layout, index)))
     taken.update(neighbours(source, midpoint(layout, 0)))
     return _both_signs(source, taken)
 
 
 def stochastic(source, target, width: int) -> tuple[np.ndarray, np.ndarray]:
-    """Operands and random bits at the decisions of stochastic rounding with `width` random bits (Spec: VEC-11).
+    """Operands and random bits at the decisions of stochastic rounding, `width` random bits (Spec: VEC-11).
 
-    In a few gaps between neighbouring values, points at k and k + 1/2 steps of 2^-width of the gap, just above
-    them, each with the random words next to the one where rounding turns up. Both signs. Returns (codes, random).
+    In a few gaps between neighbouring values, points at k and k + 1/2 steps of 2^-width of the gap, just
+    above them, each with the random words next to the one where rounding turns up. Both signs. Returns
+    (codes, random).
     """
     _check_source(source)
     layout, layout_of_source, cells = target.layout, source.layout, set()
@@ -82,26 +84,27 @@ def stochastic(source, target, width: int) -> tuple[np.ndarray, np.ndarray]:
                             cells.add((place, random))
     cells |= {(place, full // 2) for place in _specials(source)}
     sign = 1 << (layout_of_source.bits - 1)
-    table = sorted((code << layout_of_source.pad, random) for place, random in cells for code in (place, place | sign))
+    table = sorted((code << layout_of_source.pad, random)
+                   for place, random in cells for code in (place, place | sign))
     return (np.array([code for code, _ in table], code_dtype(source.width)),
             np.array([random for _, random in table], code_dtype(width)))
 
 
 def points(target) -> Iterator[Magnitude]:
-    """Magnitudes where a rounding of the target can change: values, midpoints, one value and midpoint past the end."""
+    """Magnitudes where a rounding of the target can change: values and midpoints, also past the end."""
     for index in range(target.layout.top_index + 2):
         yield target.layout.magnitude(index)
         yield midpoint(target.layout, index)
 
 
 def midpoint(layout, index: int) -> Magnitude:
-    """Halfway between a magnitude and the next one of the unbounded format: half a unit in its last place above."""
+    """Halfway to the next magnitude of the unbounded format: half a unit in the last place above."""
     significand, exponent = layout.magnitude(index)
     return 2 * significand + 1, exponent - 1
 
 
 def floor_index(source, point: Magnitude) -> tuple[int, bool]:
-    """(index, exact): the largest source magnitude not above a point; the index may lie past the largest finite."""
+    """(index, exact): the largest source magnitude not above a point; it may lie past the largest finite."""
     layout, (significand, exponent) = source.layout, point
     if not significand:
         return 0, True
@@ -118,7 +121,7 @@ def _end(source) -> int:
 
 
 def neighbours(source, point: Magnitude) -> list[int]:
-    """Indices of a point and its neighbours in the source, or of the two that bracket it, as far as they exist."""
+    """Indices of a point and its neighbours in the source, or of the two around it, as far as they exist."""
     index, exact = floor_index(source, point)
     near = (index - 1, index, index + 1) if exact else (index, index + 1)
     return [place for place in near if 0 <= place <= _end(source)]
@@ -133,10 +136,10 @@ def _grid(source) -> Iterator[int]:
 
 
 def _single_bits(source, target) -> Iterator[int]:
-    """Near the smallest, the middle and the largest value: the value and the midpoint above it plus one lower bit."""
+    """The smallest, a middle and the largest value, and the midpoints above them, plus one lower bit."""
     layout = target.layout
-    middle = max(layout.first, target.code_of_one or (1 << layout.man)) if target.is_float else layout.max_index // 2
-    for index in {1, min(middle, layout.max_index), layout.max_index}:
+    middle = target.code_of_one or 1 << layout.man if target.is_float else layout.max_index // 2
+    for index in {1, min(max(layout.first, middle), layout.max_index), layout.max_index}:
         gap, _ = floor_index(source, layout.magnitude(index + 1))
         for point in (layout.magnitude(index), midpoint(layout, index)):
             place, exact = floor_index(source, point)
@@ -145,7 +148,7 @@ def _single_bits(source, target) -> Iterator[int]:
 
 
 def _specials(source) -> list[int]:
-    """Zero, the ends of the subnormal and normal ranges, infinity, quiet and signalling NaNs of several payloads."""
+    """Zero, ends of the subnormal and normal ranges, infinity, quiet and signalling NaNs with payloads."""
     layout = source.layout
     quiet, infinity, ones = layout.nan, layout.inf, layout.nan_ones
     signalling = [infinity + 1, quiet - 1] if layout.man > 1 else []
@@ -159,7 +162,8 @@ def _gaps(layout) -> set[int]:
     last = layout.max_index
     edge = min(1 << layout.man, last)
     spread = {index for index in range(edge, last, max(1, (last - edge) // 5))}
-    return {index for index in {0, 1, edge - 1, edge, last - 1, last} | spread if layout.first <= index <= last}
+    return {index for index in {0, 1, edge - 1, edge, last - 1, last} | spread
+            if layout.first <= index <= last}
 
 
 def _both_signs(source, magnitudes: set[int]) -> np.ndarray:
@@ -172,8 +176,8 @@ def _both_signs(source, magnitudes: set[int]) -> np.ndarray:
 
 def _check_source(source) -> None:
     if source.special != "ieee" or source.layout.sign != "bit":
-        raise InputError(f"{short_name(source)} cannot be the source of this model: allowed are signed floats with "
-                         f"infinities and NaN payloads, such as f64, f32, f16, bf16, tf32")
+        raise InputError(f"{short_name(source)} cannot be the source of this model: allowed are signed "
+                         "floats with infinities and NaN payloads, such as f64, f32, f16, bf16, tf32")
 
 
 def nan_words(source) -> list[int]:
@@ -196,17 +200,20 @@ def landmarks(source, target) -> dict[int, str]:
     sites = [(goal.magnitude(goal.max_index + 1), "first value past the end"),
              (midpoint(goal, goal.max_index), "tie at the overflow boundary"),
              (goal.magnitude(goal.max_index), "largest value"),
-             (goal.magnitude(1), "smallest value"), (midpoint(goal, 0), "tie between zero and the smallest value")]
+             (goal.magnitude(1), "smallest value"),
+             (midpoint(goal, 0), "tie between zero and the smallest value")]
     if target.is_float and goal.man and not goal.first and 1 << goal.man <= goal.max_index:
         sites += [(goal.magnitude(1 << goal.man), "smallest normal"),
                   (midpoint(goal, (1 << goal.man) - 1), "tie below the smallest normal"),
-                  (goal.magnitude(1), "smallest subnormal"), (midpoint(goal, 0), "tie below the smallest subnormal")]
+                  (goal.magnitude(1), "smallest subnormal"),
+                  (midpoint(goal, 0), "tie below the smallest subnormal")]
     for point, note in sites:
         index, exact = floor_index(source, point)
         if exact and index <= layout.max_index:
             marks[index] = note
     sign = 1 << (layout.bits - 1)
-    marks |= {code | sign: ("minus " if code in (0, layout.inf) else "negative ") + note for code, note in marks.items()}
+    marks |= {code | sign: ("minus " if code in (0, layout.inf) else "negative ") + note
+              for code, note in marks.items()}
     return {code << layout.pad: note for code, note in marks.items()}
 
 
@@ -218,10 +225,12 @@ def code_landmarks(row) -> dict[int, str]:
         top = layout.min_index if negative else layout.max_index
         sites = {1: "smallest", top: "largest"}
         if row.is_float and layout.man and not layout.first and 1 << layout.man <= top:
-            sites |= {1: "smallest subnormal", (1 << layout.man) - 1: "largest subnormal", 1 << layout.man: "smallest normal"}
+            sites |= {1: "smallest subnormal", (1 << layout.man) - 1: "largest subnormal",
+                      1 << layout.man: "smallest normal"}
         if not layout.first and (not negative or layout.neg_zero):
             sites[0] = "zero"
-        marks |= {layout.code(negative, index) << pad: ("minus zero" if not index else f"negative {what}") if negative else what
+        marks |= {layout.code(negative, index) << pad: ("minus zero" if not index else f"negative {what}")
+                  if negative else what
                   for index, what in sites.items()}
     if row.code_of_one is not None:
         marks.setdefault(row.code_of_one, "1")

@@ -1,4 +1,4 @@
-"""manifest.json and formats.json: what the committed sets are, and the tables as plain data for other languages.
+"""manifest.json and formats.json: what the committed sets are, and the tables as plain data.
 
 Spec: VEC-7.
 """
@@ -17,7 +17,8 @@ def entry(vectors: VectorSet) -> dict:
     """The manifest's facts about one set."""
     header, text = vectors.header, vectors.text()
     name = sets.parse(vectors.name)
-    return {"name": vectors.name, "op": header.op, "src": header.src, "dst": header.dst, "round": header.round,
+    return {"name": vectors.name, "op": header.op, "src": header.src, "dst": header.dst,
+            "round": header.round,
             "overflow": header.overflow or None, "recipe": header.recipe or None, "model": header.model,
             "clause": header.clause, "status": sets.status(name), "count": len(vectors), "bytes": len(text),
             "sha256": digest(text), "operands_sha256": digest(vectors.operand_lines()), "license": LICENCE}
@@ -41,9 +42,10 @@ def formats() -> str:
 
 
 def _row(row) -> dict:
-    """A row's own fields and the derived ones a reader of vectors needs; values as exact fractions in text."""
+    """A row's own fields and the derived ones a reader of vectors needs; values as exact text."""
     facts = {"kind": "float" if row.is_float else "int", **asdict(row), "bits": row.bits, "width": row.width,
-             "max": row.max, "lowest": row.lowest, "min_positive": row.min_positive, "min_normal": row.min_normal,
+             "max": row.max, "lowest": row.lowest, "min_positive": row.min_positive,
+             "min_normal": row.min_normal,
              "code_of_one": row.code_of_one, "has_neg_zero": row.has_neg_zero}
     if row.width <= 8:
         facts |= {"nan_codes": row.nan_codes, "inf_codes": row.inf_codes}

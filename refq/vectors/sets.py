@@ -23,12 +23,15 @@ from refq.vectors import coverage, tiles
 from refq.vectors.vec import LABEL, SHORT, Field, Header, VectorSet, format_of, short_name
 
 DTYPES = {"f64": np.float64, "f32": np.float32, "f16": np.float16}
-VENDORS = {"cuda": "nvidia", "cutlass": "nvidia", "ml_dtypes": "ml_dtypes", "torch": "pytorch", "onnx": "onnx"}
-# What each document settles for a conversion into its formats: overflow rules, sources, roundings (None: all).
+VENDORS = {"cuda": "nvidia", "cutlass": "nvidia", "ml_dtypes": "ml_dtypes",
+           "torch": "pytorch", "onnx": "onnx"}
+# What each document settles for conversions into its formats: overflow rules, sources, roundings (None: all).
 DOCUMENTS = {"OFP8": (("sat", "nonsat"), ("f32", "f16", "bf16"), ("rne",)),
              "OCP MX": (("sat",), ("f32", "f16", "bf16"), ("rne",)),
              "P3109": (("satfinite", "satpropagate", "satnone"), ("f32", "f16", "bf16"), None),
              "IEEE 754": (("ieee",), ("f64", "f32", "f16"), None)}
+
+NAME = re.compile(r"([a-z]+)/([a-z0-9_]+)-([a-z0-9_]+)/([a-z0-9]+)(?:-([a-z0-9_.-]+))?/([a-z0-9_.-]+)")
 
 
 @dataclass(frozen=True)
@@ -43,7 +46,8 @@ class SetName:
     model: str
 
     def __str__(self) -> str:
-        return f"{self.op}/{self.src}-{self.dst}/{self.round}{'-' * bool(self.policy)}{self.policy}/{self.model}"
+        rules = "-".join(filter(None, (self.round, self.policy)))
+        return f"{self.op}/{self.src}-{self.dst}/{rules}/{self.model}"
 
     @property
     def rounding(self) -> tuple[str, int | None]:
@@ -52,15 +56,15 @@ class SetName:
         name, width = (matched[1], int(matched[2] or 0)) if matched else (self.round, 0)
         rule = rounding_rule(name)
         if rule.stochastic and not 1 <= width <= 32:
-            raise InputError(f"rounding {self.round!r} needs its number of random bits, 1 to 32, as in {name}8")
+            raise InputError(f"rounding {self.round!r} needs its number of random bits, 1 to 32: {name}8")
         if not rule.stochastic and width:
             raise InputError(f"rounding {self.round!r}: {name} takes no random bits")
         return name, width or None
 
 
 def parse(name: str) -> SetName:
-    """Read a set name. Raises InputError for anything that is not a well-formed name of known parts (Spec: VEC-1)."""
-    matched = re.fullmatch(r"([a-z]+)/([a-z0-9_]+)-([a-z0-9_]+)/([a-z0-9]+)(?:-([a-z0-9_.-]+))?/([a-z0-9_.-]+)", name)
+    """Read a set name. Raises InputError for what is not a well-formed name of known parts (Spec: VEC-1)."""
+    matched = NAME.fullmatch(name)
     if not matched:
         raise InputError(f"{name!r} is not a set name; it must look like encode/f32-e4m3fn/rne-sat/boundary")
     parsed = SetName(*(part or "" for part in matched.groups()))
@@ -85,12 +89,12 @@ def generate(name: str) -> VectorSet:
 
 def from_weights(label: str, array, dtype, source=None, axis: int = -1, rounding: str = "rne",
                  recipe: str | None = None, limit: int | None = 4096) -> VectorSet:
-    """A set from real data: the tiles of an array along an axis (for a bare number format, its distinct values).
+    """A set from real data: the tiles of an array along an axis; for a number format its distinct values.
 
     label: lower-case letters, digits, `_`, `.`, `-`; the coverage model is named `weights-<label>`.
     array: float64, float32, float16 or ml_dtypes.bfloat16. dtype: a data type or number format name.
-    A ragged last tile is filled up with +0, which changes neither its scale nor its codes. Equal tiles are kept
-    once; at most `limit` cases, evenly spread over the sorted tiles (None: all).
+    A ragged last tile is filled up with +0, which changes neither its scale nor its codes. Equal tiles are
+    kept once; at most `limit` cases, evenly spread over the sorted tiles (None: all).
     Returns a VectorSet. Raises InputError for a bad label, dtype or array. Spec: VEC-12.
     """
     if not LABEL.fullmatch(label):
@@ -115,15 +119,15 @@ def _build(name: SetName, operands: tuple[np.ndarray, ...]) -> VectorSet:
     return VectorSet(header, operands, answer(header, operands), OPS[name.op].notes(name, operands))
 
 
-# ---------------------------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------------------------------------
 # the operations
 
 @dataclass(frozen=True)
 class Operation:
-    """What one operation needs, each a function of a SetName (and operand columns): checks, columns, answers, models."""
+    """What one operation needs, each a function of a SetName and, mostly, of operand columns."""
 
     check: Callable
-    fields: Callable            # (name, operands) -> (input fields, output fields); empty where src and dst say it all
+    fields: Callable            # (input fields, output fields); empty where src and dst say it all
     answer: Callable
     models: dict[str, Callable]
     notes: Callable
@@ -151,7 +155,7 @@ def _cast(name: SetName, operands):
 
 
 def _model(function):
-    """A coverage model of (source, target) as a model of a set name; a stochastic rounding needs its own model."""
+    """A coverage model of (source, target) as one of a set name; not for stochastic roundings."""
     def operands(name: SetName):
         if name.rounding[1]:
             raise InputError(f"{name}: stochastic roundings use the model stochastic")
@@ -184,7 +188,7 @@ def _decode(name: SetName, operands):
     source, wide = format_of(name.src), format_of(name.dst)
     if not coverage.holds(wide, source):
         raise InputError(f"{name}: not every value of {name.src} is exact in {name.dst}")
-    if name.dst == "bf16":      # no numpy dtype; converting is exact here, and a NaN becomes the canonical one
+    if name.dst == "bf16":      # no numpy dtype; converting is exact here, a NaN becomes the canonical one
         return (codec.convert(operands[0], source, wide, "rne", "nonsat"),)
     values = codec.decode(operands[0], source, DTYPES[name.dst])
     return (values.view(f"u{values.itemsize}"),)
@@ -201,14 +205,15 @@ _CAST_MODELS = {"codes": _model(coverage.values), "boundary": _model(coverage.bo
 OPS: dict[str, Operation] = {
     "encode": Operation(_check_cast, _cast_fields, _cast, _CAST_MODELS, _cast_notes),
     "convert": Operation(_check_cast, _cast_fields, _cast,
-                         _CAST_MODELS | {"codes": _model(lambda source, target: coverage.codes(source))}, _cast_notes),
+                         _CAST_MODELS | {"codes": _model(lambda source, target: coverage.codes(source))},
+                         _cast_notes),
     "decode": Operation(_check_decode, lambda name, operands: ((), ()), _decode,
                         {"codes": lambda name: (coverage.codes(format_of(name.src)),)}, _decode_notes),
     "quantize": Operation(tiles.check, tiles.fields, tiles.answer, tiles.MODELS, tiles.notes),
 }
 
 
-# ---------------------------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------------------------------------
 # what a set rests on, and which sets are committed
 
 def clause(name: SetName) -> str:
@@ -235,7 +240,7 @@ def status(name: SetName) -> str:
     if name.op == "decode" or document is None:
         return "normative" if document else "refq-choice"
     policies, sources, roundings = DOCUMENTS[document]
-    covered = name.policy in policies and name.src in sources and (roundings is None or name.round in roundings)
+    covered = name.policy in policies and name.src in sources and name.round in (roundings or ROUNDINGS)
     return "normative" if covered and row.special != "scale" else "refq-choice"
 
 
@@ -245,11 +250,12 @@ STACKS = {"cuda-satfinite": ("e4m3fn", "e5m2", "e2m1", "e8m0"), "cuda-nosat": ("
           "torch-2.8": ("e4m3fn", "e5m2", "e4m3fnuz"), "torch-2.15": ("e4m3fn", "e5m2", "e4m3fnuz"),
           "onnx-sat": ("e4m3fn", "e5m2", "e2m1", "e4m3fnuz"), "onnx-sat-19": ("e4m3fnuz",),
           "onnx-nosat": ("e4m3fn", "e5m2", "e4m3fnuz")}
+STOPPING = (("e5m2", "ieee"), ("e4m3fn", "ieee"), ("e4m3fn", "nonsat"), ("binary8p4se", "satnone"))
 INTEGER_BITS = (2, 4, 8)                        # integer rows with an encode set of their own
 
 
 def committed() -> list[str]:
-    """Names of the sets under vectors/, sorted: rules over the table, so that a new row brings its own sets."""
+    """Names of the sets under vectors/, sorted: rules over the table, so a new row brings its own sets."""
     return sorted({*_decodes(), *_encodes(), *_policies(), *_quantizes()})
 
 
@@ -271,17 +277,18 @@ def _encodes():
 
 
 def _policies():
+    fixed = [rule.name for rule in ROUNDINGS.values() if not rule.stochastic]
+    drawn = [rule.name for rule in ROUNDINGS.values() if rule.stochastic]
     for name in FOCUS:
-        yield from (f"encode/f32-{name}/{rule.name}-sat/boundary" for rule in ROUNDINGS.values() if not rule.stochastic)
+        yield from (f"encode/f32-{name}/{rounding}-sat/boundary" for rounding in fixed)
         yield from (f"encode/{source}-{name}/rne-sat/boundary" for source in SHORT.values())
         yield from (f"convert/{source}-{name}/rne-sat/codes" for source in FOCUS if source != name)
+        yield f"encode/f32-{name}/src8-sat/stochastic"
     yield "encode/f32-e8m0/rup-sat/boundary"
-    yield from (f"encode/f32-e4m3fn/{rule.name}8-sat/stochastic" for rule in ROUNDINGS.values() if rule.stochastic)
-    yield from (f"encode/f32-{name}/src8-sat/stochastic" for name in FOCUS)
+    yield from (f"encode/f32-e4m3fn/{rounding}8-sat/stochastic" for rounding in drawn)
     yield from (f"encode/f32-{name}/rne-ieee/special" for name in ("f16", "bf16"))
-    for rounding in ("rtz", "rup", "rdn", "rto"):           # rules that let the rounding decide about overflow
-        yield from (f"encode/f32-{name}/{rounding}-{policy}/special"
-                    for name, policy in (("e5m2", "ieee"), ("e4m3fn", "ieee"), ("e4m3fn", "nonsat"), ("binary8p4se", "satnone")))
+    for rounding in ("rtz", "rup", "rdn", "rto"):       # rules that let the rounding decide about overflow
+        yield from (f"encode/f32-{name}/{rounding}-{policy}/special" for name, policy in STOPPING)
     for overflow, names in STACKS.items():
         yield from (f"encode/f32-{name}/rne-{overflow}/special" for name in names)
 

@@ -1,7 +1,8 @@
 """Block sets: which tiles a golden-vector set of op quantize holds, its columns and its answers.
 
-A case is one tile. For two-level types the tensor's own scale is an operand in front of the tile (model `block`), or
-the case is a tensor of two tiles and that scale is a result (model `tensor`). Spec: VEC-4, VEC-12, VEC-13.
+A case is one tile. For two-level types the tensor's own scale is an operand in front of the tile (model
+`block`), or the case is a tensor of two tiles and that scale is a result (model `tensor`). Spec: VEC-4,
+VEC-12, VEC-13.
 """
 
 from collections.abc import Iterator
@@ -17,12 +18,13 @@ from refq.formats.policies import rounding_rule
 from refq.vectors.coverage import Magnitude, floor_index, midpoint, nan_words, neighbours, points
 from refq.vectors.vec import SHORT, Field, code_dtype, format_of, short_name
 
-WHOLE = 32                      # tile length of generated sets for types whose tile is a whole channel or tensor
+WHOLE = 32          # tile length of generated sets for types whose tile is a whole channel or tensor
 ONE = (1, 0)
-OUTER = ((1, 0), (0x555555, -24), (0x5b0a1d, -43), (0x7ffff1, -91))      # tensor scales: 1, about 1/3, small, tiny
+# tensor scales: 1, about 1/3, small, tiny
+OUTER = ((1, 0), (0x555555, -24), (0x5b0a1d, -43), (0x7ffff1, -91))
 
 
-# ---------------------------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------------------------------------
 # the operation
 
 def check(name) -> None:
@@ -34,7 +36,7 @@ def check(name) -> None:
     if dtype.scale is None:
         raise InputError(f"{name}: {name.dst} has no scale; use op encode")
     if short_name(source) not in SHORT.values() or rule.stochastic:
-        raise InputError(f"{name}: quantize sets take {', '.join(SHORT.values())} and a deterministic rounding")
+        raise InputError(f"{name}: quantize takes {', '.join(SHORT.values())} and a deterministic rounding")
     if name.model == "tensor" and dtype.outer is None:
         raise InputError(f"{name}: the model tensor is for two-level types; use the model block")
 
@@ -63,14 +65,20 @@ def answer(name, operands) -> tuple[np.ndarray, ...]:
         return _stack([quantize(values, dtype, **cast)], outer=False)
     if dtype.outer is None:
         return _stack([quantize(row, dtype, **cast) for row in values], outer=False)
-    given = operands[0].view(np.float32)
-    return _stack([quantize(row, dtype, tensor_scale=g, **cast) for row, g in zip(values, given)], outer=False)
+    scales = np.empty(len(values), code_dtype(dtype.scale_row.width))
+    codes = np.empty(values.shape, code_dtype(dtype.element_row.width))
+    for own in np.unique(operands[0]):
+        rows = operands[0] == own
+        part = quantize(values[rows], dtype, tensor_scale=own.view(np.float32), **cast)
+        scales[rows], codes[rows] = part.scales.reshape(-1), part.codes
+    return scales, codes
 
 
 def _stack(parts, outer: bool) -> tuple[np.ndarray, ...]:
     """Columns from quantised arrays: (tensor scales,) scales, codes; each case one row."""
     codes = np.concatenate([np.atleast_2d(part.codes) for part in parts])
-    scales = np.concatenate([np.atleast_1d(part.scales).reshape(len(codes) // len(parts), -1) for part in parts])
+    scales = np.concatenate([np.atleast_1d(part.scales).reshape(len(codes) // len(parts), -1)
+                             for part in parts])
     scales = scales[:, 0] if scales.shape[1] == 1 else scales
     own = (np.array([part.tensor_scale for part in parts], np.float32).view(np.uint32),) if outer else ()
     return (*own, scales, codes)
@@ -127,7 +135,7 @@ def _thin(rows: np.ndarray, limit: int | None) -> np.ndarray:
     return rows[np.arange(limit) * len(rows) // limit]
 
 
-# ---------------------------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------------------------------------
 # the coverage models `block` and `tensor`
 
 def _block(name) -> tuple[np.ndarray, ...]:
@@ -157,7 +165,8 @@ def _cases(name) -> dict[tuple[int, ...], str]:
     cases = {}
     for outer in OUTER if dtype.outer else (ONE,):
         prefix = (_word("binary32", outer),) if dtype.outer else ()
-        tiles = [*_scale_decisions(source, dtype, length, outer), *_element_decisions(source, dtype, length, outer)]
+        tiles = [*_scale_decisions(source, dtype, length, outer),
+                 *_element_decisions(source, dtype, length, outer)]
         if outer == ONE:
             tiles += _adversarial(source, length)
         for tile, note in tiles:
@@ -177,7 +186,8 @@ def _adversarial(source, length: int) -> Iterator[tuple[tuple[int, ...], str]]:
     yield (0,) * length, "all +0"
     yield (sign,) * length, "all -0"
     yield tuple(sign * (i % 2) for i in range(length)), "+0 and -0"
-    for word, what in ((one, "1"), (1, "the smallest subnormal"), (most, "the largest finite"), (one | sign, "-1")):
+    for word, what in ((one, "1"), (1, "the smallest subnormal"), (most, "the largest finite"),
+                       (one | sign, "-1")):
         for place in places:
             yield put((0,) * length, place, word), f"one non-zero: {what} at {place}"
     quiet, signalling, negative = nan_words(source)
@@ -189,11 +199,13 @@ def _adversarial(source, length: int) -> Iterator[tuple[tuple[int, ...], str]]:
     yield put(put(usual, 0, layout.inf), length - 1, quiet), "+Inf first, NaN last"
     yield (quiet,) * length, "all NaN"
     yield tuple(word | sign for word in usual), "all negative"
-    for word, what in ((one, "1"), (one | sign, "-1"), (1, "the smallest subnormal"), (most, "the largest finite")):
+    for word, what in ((one, "1"), (one | sign, "-1"), (1, "the smallest subnormal"),
+                       (most, "the largest finite")):
         yield (word,) * length, f"all {what}"
     yield tuple(most | sign * (i % 2) for i in range(length)), "largest finite, both signs"
     yield _noise(source, length, (1 << layout.man) - 1, seed=2), "all subnormal"
-    yield tuple((i * most // (length - 1)) | sign * (i % 2) for i in range(length)), "from zero to the largest finite"
+    ladder = tuple((i * most // (length - 1)) | sign * (i % 2) for i in range(length))
+    yield ladder, "from zero to the largest finite"
 
 
 def _scale_decisions(source, dtype, length: int, outer: Magnitude) -> Iterator[tuple[tuple[int, ...], str]]:
@@ -219,8 +231,10 @@ def _element_decisions(source, dtype, length: int, outer: Magnitude) -> Iterator
         amax = min(floor_index(source, _times(_largest(dtype.element), step))[0], source.layout.max_index)
         limit = amax
         if dtype.rule == "floor":       # the largest element may lie above the element format's largest value
-            limit = min(floor_index(source, _times((1, element.emax + 1), step))[0] - 1, source.layout.max_index)
-        items = sorted({place for point in points(element) for place in neighbours(source, _times(point, step))
+            limit = min(floor_index(source, _times((1, element.emax + 1), step))[0] - 1,
+                        source.layout.max_index)
+        items = sorted({place for point in points(element)
+                        for place in neighbours(source, _times(point, step))
                         if place <= limit})
         if scale != ONE or outer != ONE:
             items = items[number % 3::max(1, len(items) // (length - 1))][: length - 1]
@@ -232,7 +246,7 @@ def _element_decisions(source, dtype, length: int, outer: Magnitude) -> Iterator
 
 
 def _pairs(source, dtype, length: int) -> Iterator[tuple[tuple[int, ...], str]]:
-    """Tensors of two tiles: every ratio of their magnitudes, non-finite and zero tiles, the ends of the source."""
+    """Tensors of two tiles: equal, far apart, zero, not finite, at the ends of the source."""
     one, layout = source.code_of_one, source.layout
     zero, inf = (0,) * length, (layout.inf,) + (one,) * (length - 1)
     binade = 1 << layout.man
@@ -264,7 +278,8 @@ def _exponents(source, dtype) -> list[int]:
     """Exponents of the largest magnitude to sample: both ends of source and scale, and around 1."""
     emax = number_format(dtype.element).emax
     low, high = source.layout.qmin, source.emax
-    wanted = {low, low + 1, source.emin - 1, source.emin, emax - 128, emax - 127, emax - 126, emax - 125, -14, emax - 1,
+    wanted = {low, low + 1, source.emin - 1, source.emin, emax - 128, emax - 127, emax - 126, emax - 125,
+              -14, emax - 1,
               emax, emax + 1, emax + 7, high - 1, high}
     return sorted(k for k in wanted if low <= k <= high)
 
@@ -273,7 +288,8 @@ def _scale_indices(dtype) -> list[int]:
     """Indices of scale codes to sample: zero, the subnormal and normal ends, around 1, and the largest."""
     layout, one = number_format(dtype.scale).layout, number_format(dtype.scale).code_of_one
     edge = 1 << layout.man
-    wanted = {0, 1, 2, 3, edge - 1, edge, edge + 1, one - 1, one, one + 1, one + edge // 2 + 1, one + 3 * edge + 5,
+    wanted = {0, 1, 2, 3, edge - 1, edge, edge + 1, one - 1, one, one + 1, one + edge // 2 + 1,
+              one + 3 * edge + 5,
               layout.max_index - 1, layout.max_index}
     return sorted(index for index in wanted if 0 <= index <= layout.max_index)
 
@@ -297,7 +313,7 @@ def _word(format: str, value: Magnitude) -> int:
 
 
 def _noise(source, length: int, amax: int, seed: int) -> tuple[int, ...]:
-    """Words of mixed sign within six binades below index `amax`, from a fixed linear congruential sequence."""
+    """Words of mixed sign within six binades below index `amax`, from a fixed linear congruence."""
     state, span, words = 2 * seed + 12345, min(6 << source.layout.man, amax + 1), []
     for _ in range(length):
         state = (state * 6364136223846793005 + 1442695040888963407) % (1 << 64)

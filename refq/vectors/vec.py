@@ -1,6 +1,6 @@
-"""The .vec grammar: golden vectors as text that a simulator loads with $readmemh and a script reads in one line.
+"""The .vec grammar: golden vectors as text that $readmemh loads and a script reads in one line.
 
-    // refq-vec 1  op=encode src=f32 dst=e4m3fn round=rne overflow=sat model=boundary clause=CAST-3 count=2 license=CC0-1.0
+    // refq-vec 1  op=encode src=f32 dst=e4m3fn round=rne overflow=sat model=boundary ... license=CC0-1.0
     00000000_00
     43e80000_7e // tie at the overflow boundary
 
@@ -78,7 +78,7 @@ class Field:
         return ["".join([f"{code:0{digits}x}" for code in row]) for row in codes.tolist()]
 
     def codes(self, texts: list[str]) -> np.ndarray:
-        """The inverse of `texts`: unsigned codes, shape (n,) or (n, count). Raises InputError past the width."""
+        """The inverse of `texts`: codes, shape (n,) or (n, count). Raises InputError past the width."""
         digits, limit = self.digits, 1 << self.width
         cells = [int(text[i:i + digits], 16) for text in texts for i in range(0, len(text), digits)]
         if cells and max(cells) >= limit:
@@ -95,7 +95,7 @@ def code_dtype(width: int) -> np.dtype:
 
 @dataclass(frozen=True)
 class Header:
-    """What a set is: operation, formats, rules, coverage model. One line of text; also gives the set's name."""
+    """What a set is: operation, formats, rules, coverage model. One line; it also gives the set's name."""
 
     op: str
     src: str
@@ -192,7 +192,8 @@ class VectorSet:
 
 def join(fields: Iterable[Field], columns: Iterable[np.ndarray]) -> list[str]:
     """Columns of codes as one text per case, fields joined by `_`."""
-    return ["_".join(parts) for parts in zip(*(column.texts(codes) for column, codes in zip(fields, columns)))]
+    texts = [column.texts(codes) for column, codes in zip(fields, columns)]
+    return ["_".join(parts) for parts in zip(*texts)]
 
 
 def split_columns(fields: tuple[Field, ...], texts: list[str]) -> tuple[np.ndarray, ...]:
@@ -233,7 +234,8 @@ def parse(text: str, where: str = "text") -> VectorSet:
             last = operand
         if header.count != len(operands):
             raise InputError(f"the header says count={header.count}, the file has {len(operands)} cases")
-        return VectorSet(header, split_columns(operand_fields, operands), split_columns(result_fields, results), notes)
+        return VectorSet(header, split_columns(operand_fields, operands),
+                         split_columns(result_fields, results), notes)
     except InputError as error:
         raise InputError(f"{where}, line {number}: {error}") from None
 
