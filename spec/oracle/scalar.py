@@ -16,7 +16,6 @@ from functools import lru_cache
 from typing import NamedTuple
 
 NUMBER, INFINITE, NAN = "number", "inf", "nan"
-NOTHING = Fraction(0)
 P3109 = ("p3109-extended", "p3109-finite")
 
 
@@ -28,8 +27,8 @@ class Value(NamedTuple):
 
     kind: str
     negative: bool = False
-    magnitude: Fraction = NOTHING
-    payload: Fraction = NOTHING
+    magnitude: Fraction = 0
+    payload: Fraction = 0
 
 
 class Rounded(NamedTuple):
@@ -42,7 +41,7 @@ class Rounded(NamedTuple):
     negative: bool = False
     units: int = 0
     nonzero: bool = False
-    payload: Fraction = NOTHING
+    payload: Fraction = 0
 
 
 class Facts(NamedTuple):
@@ -143,7 +142,7 @@ def decode(code, fmt):
 def _special(negative, body, f):
     """VAL-3: the infinity or NaN a code stands for, None when it is a number."""
     if negative and body == 0 and f.special in ("fnuz",) + P3109:          # the code 100..0
-        return Value(NAN)
+        return Value(NAN, negative)
     if body <= f.top:
         return None
     if f.special == "ieee":
@@ -243,7 +242,8 @@ def settle(r, fmt, rounding, overflow, overflows=None):
     f, overflow = facts(fmt), rule_for(fmt, overflow, overflows)
     if r.kind == NAN:
         return _nan(r, f, overflow)
-    if r.negative and not f.signed and (r.kind == INFINITE or r.units):
+    below = r.nonzero if f.special == "scale" else r.units     # OVER-8: without a zero, nothing negative fits
+    if r.negative and not f.signed and (r.kind == INFINITE or below):
         stop = r.kind == NUMBER and _stops(overflow["stop"], rounding, True, f)
         return _least(f, overflow) if stop else _first(overflow["negative"], r, f, overflow)
     if r.kind == INFINITE:
