@@ -246,9 +246,10 @@ def failure(name: str, operand: str, got: str) -> str:
     """The failure line for one wrong answer."""
     vectors = sets.generate(name)
     place = vectors.operand_texts().index(operand)
-    results = vectors.result_texts()
-    lines = [f"{a}_{got if i == place else b}" for i,
-             (a, b) in enumerate(zip(vectors.operand_texts(), results))]
+    results = [*vectors.result_texts()]
+    results[place] = got
+    lines = [f"{a}_{b}" for a, b in zip(vectors.operand_texts(), results)]
+
     class Answers:
         def run(self, vectors):
             return devices.Run("test", lines)
@@ -349,7 +350,48 @@ endmodule
 """
 
 
-@pytest.mark.skipif(not shutil.which("iverilog") or not shutil.which("vvp"), reason="no Icarus Verilog")
+ECHO = """
+module bench;
+  reg [BITS-1:0] mem [0:COUNT-1];
+  integer i, file;
+  initial begin
+    $readmemh("SET", mem);
+    file = $fopen("RESULTS", "w");
+    for (i = 0; i < COUNT; i = i + 1) $fdisplay(file, "FORM", SLICES);
+    $finish;
+  end
+endmodule
+"""
+needs_simulator = pytest.mark.skipif(not shutil.which("iverilog") or not shutil.which("vvp"),
+                                     reason="no Icarus Verilog")
+
+
+def simulate(folder, text: str) -> None:
+    """Compile and run a bench; the simulator must have nothing to say about the file it loads."""
+    (folder / "bench.v").write_text(text)
+    subprocess.run(["iverilog", "-g2005", "-o", folder / "bench", folder / "bench.v"], check=True)
+    run = subprocess.run(["vvp", folder / "bench"], capture_output=True, text=True, check=True)
+    assert "WARNING" not in run.stdout + run.stderr, run.stdout + run.stderr
+
+
+@needs_simulator
+@pytest.mark.parametrize("name", [
+    "decode/e3m2-f32/exact/codes", "encode/f64-e2m1/rne-sat/boundary", "quantize/f32-nvfp4/rne-exact/tensor",
+    "encode/f32-e4m3fn/src8-sat/stochastic", "quantize/f32-mxfp6_e3m2/rne-ocp/block"])
+def test_every_kind_of_set_loads_into_a_simulator(tmp_path, name):
+    """The words of a bench hold what the file says, field by field."""
+    source, header = ROOT / "vectors" / f"{name}.vec", sets.generate(name).header
+    sizes = [4 * field.digits * field.count for field in header.operand_fields + header.result_fields]
+    ends = [sum(sizes[place:]) for place in range(len(sizes))]
+    slices = ", ".join(f"mem[i][{end - 1}:{end - size}]" for end, size in zip(ends, sizes))
+    facts = {"BITS": str(sum(sizes)), "COUNT": str(header.count), "SET": str(source),
+             "RESULTS": str(tmp_path / "results.vec"),
+             "FORM": "_".join(["%h"] * len(sizes)), "SLICES": slices}
+    simulate(tmp_path, re.sub("|".join(facts), lambda match: facts[match[0]], ECHO))
+    assert check(source, tmp_path / "results.vec").passed
+
+
+@needs_simulator
 @pytest.mark.parametrize("round_up, outcome",
                          [("half && (sticky || kept[0])", PASS), ("half", MISMATCH),
                           ("half && kept[0]", MISMATCH)])
@@ -357,9 +399,6 @@ def test_a_verilog_converter_in_a_simulator(tmp_path, round_up, outcome):
     """The committed file loads with $readmemh as it is; the simulator's answers are judged from its file."""
     source, results = ROOT / "vectors" / f"{SET}.vec", tmp_path / "results.vec"
     text = CONVERTER.replace("ROUND", round_up).replace("SET", str(source)).replace("RESULTS", str(results))
-    (tmp_path / "bench.v").write_text(text)
-    subprocess.run(["iverilog", "-g2005", f"-Pbench.COUNT={len(sets.generate(SET))}", "-o",
-                    tmp_path / "bench", tmp_path / "bench.v"], check=True)
-    run = subprocess.run(["vvp", tmp_path / "bench"], capture_output=True, text=True, check=True)
-    assert "WARNING" not in run.stdout + run.stderr
+    text = text.replace("COUNT = 1", f"COUNT = {len(sets.generate(SET))}")
+    simulate(tmp_path, text)
     assert check(source, results).outcome == outcome

@@ -87,7 +87,7 @@ def generate(name: str) -> VectorSet:
     return _build(parsed, models[parsed.model](parsed))
 
 
-def from_weights(label: str, array, dtype, source=None, axis: int = -1, rounding: str = "rne",
+def from_weights(label: str, array, dtype, axis: int = -1, rounding: str = "rne",
                  recipe: str | None = None, limit: int | None = 4096) -> VectorSet:
     """A set from real data: the tiles of an array along an axis; for a number format its distinct values.
 
@@ -99,9 +99,9 @@ def from_weights(label: str, array, dtype, source=None, axis: int = -1, rounding
     """
     if not LABEL.fullmatch(label):
         raise InputError(f"label {label!r} must be lower-case letters, digits, '_', '.' and '-'")
-    source_row = codec.source_row(np.asarray(array).dtype) if source is None else format_of(source)
-    op, dst, policy, operands = tiles.of_weights(array, source_row, dtype, axis, recipe, limit)
-    parsed = parse(f"{op}/{short_name(source_row)}-{dst}/{rounding}-{policy}/weights-{label}")
+    source = short_name(codec.source_row(np.asarray(array).dtype))
+    op, dst, policy, operands = tiles.of_weights(array, dtype, axis, recipe, limit)
+    parsed = parse(f"{op}/{source}-{dst}/{rounding}-{policy}/weights-{label}")
     return _build(parsed, operands)
 
 

@@ -99,7 +99,7 @@ def committed() -> Iterator[str]:
                 yield f"quantize/f32-{dtype.name}/rne-{dtype.recipe}/tensor"
 
 
-def of_weights(array, source, dtype, axis: int, recipe: str | None, limit: int | None):
+def of_weights(array, dtype, axis: int, recipe: str | None, limit: int | None):
     """(op, target name, policy, operand columns) of real data; see sets.from_weights."""
     dtype, array = data_type(dtype), np.asarray(array)
     if not array.size:
