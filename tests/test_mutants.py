@@ -25,8 +25,8 @@ def committed(name):
 def test_the_correct_codec_passes(name):
     vectors = committed(name)
     answers = sets.answer(vectors.header, vectors.operands)
-    assert all(np.array_equal(answer, golden) for answer,
-               golden in zip(answers, vectors.results, strict=True))
+    pairs = zip(answers, vectors.results, strict=True)
+    assert all(np.array_equal(answer, golden) for answer, golden in pairs)
 
 
 @pytest.mark.parametrize("mutant", MUTANTS, ids=lambda mutant: mutant.name)

@@ -357,8 +357,8 @@ def test_vectors_from_weights():
     vectors = sets.from_weights("conv1", weights, "mxfp4", axis=1)
     assert vectors.name == "quantize/f32-mxfp4/rne-ocp/weights-conv1" and len(vectors) == 9
     q = refq.quantize(weights, "mxfp4", axis=1)
-    rows = {tuple(tile): (scale, tuple(codes)) for tile, scale,
-            codes in zip(vectors.operands[0].tolist(), *vectors.results)}
+    cases = zip(vectors.operands[0].tolist(), *vectors.results)
+    rows = {tuple(tile): (scale, tuple(codes)) for tile, scale, codes in cases}
     scale, codes = rows[tuple(weights[1, 32:64].view(np.uint32).tolist())]
     assert scale == q.scales[1, 1] and codes == tuple(q.codes[1, 32:64])
     # ragged: filled with zeros

@@ -79,8 +79,8 @@ def sweep(facts: dict, cast, path: Path) -> dict:
 def save(path: Path, data: dict) -> None:
     """Write a sweep file as a whole, never half."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    head = ",\n".join(f" {json.dumps(key)}: {json.dumps(value)}" for key,
-                      value in data.items() if key != "sha256")
+    facts = {key: value for key, value in data.items() if key != "sha256"}
+    head = ",\n".join(f" {json.dumps(key)}: {json.dumps(value)}" for key, value in facts.items())
     body = ",\n".join(f"  {json.dumps(digest)}" for digest in data["sha256"])
     part = path.with_suffix(".part")
     part.write_text(f"{{\n{head},\n \"sha256\": [\n{body}\n ]\n}}\n")

@@ -1,0 +1,1 @@
+"""Conformance: devices under test, verdicts, and failures explained."""

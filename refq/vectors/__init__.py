@@ -1,0 +1,1 @@
+"""Golden vectors: coverage models, the .vec grammar, sets by name, the manifest."""
