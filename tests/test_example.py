@@ -4,16 +4,16 @@ import dataclasses
 import re
 import subprocess
 import sys
-from importlib import resources
+from pathlib import Path
 
-import numpy
+import numpy as np
 import onnx
 import pytest
 
 from refq.models import example, metrics
 from refq.models.engine import run_batches
 
-HOME = resources.files(example)
+HOME = Path(example.__file__).parent
 
 
 @pytest.fixture(scope="module")
@@ -35,12 +35,12 @@ def test_data(loaded):
     assert len(loaded.images) == len(loaded.labels) >= 1000
     assert len(loaded.calibration) == len(loaded.calibration_labels) == 256
     for images, labels in ((loaded.images, loaded.labels), (loaded.calibration, loaded.calibration_labels)):
-        assert images.dtype == numpy.float32 and images.shape[1:] == (1, 28, 28)
+        assert images.dtype == np.float32 and images.shape[1:] == (1, 28, 28)
         assert images.min() == 0 and images.max() == 1
-        pixels = numpy.rint(images * 255).astype(numpy.uint8)
-        numpy.testing.assert_array_equal(images, pixels / numpy.float32(255))
-        assert labels.dtype == numpy.int64
-        counts = numpy.bincount(labels, minlength=10)
+        pixels = np.rint(images * 255).astype(np.uint8)
+        np.testing.assert_array_equal(images, pixels / np.float32(255))
+        assert labels.dtype == np.int64
+        counts = np.bincount(labels, minlength=10)
         assert len(counts) == 10 and counts.max() - counts.min() <= 1
 
 
@@ -59,7 +59,7 @@ def test_model(loaded):
     model = onnx.load(loaded.model_path)
     assert (model.ir_version, model.opset_import[0].version) == (8, 17)
     parameters = {t.name: tuple(t.dims) for t in model.graph.initializer}
-    assert sum(numpy.prod(shape) for shape in parameters.values()) == 224_714
+    assert sum(np.prod(shape) for shape in parameters.values()) == 224_714
     assert parameters["conv1.weight"] == (16, 1, 3, 3) and parameters["fc1.weight"] == (64, 3136)
     assert [node.name for node in model.graph.node] == [
         "conv1", "relu1", "pool1", "conv2", "relu2", "pool2", "conv3", "relu3",
@@ -82,7 +82,7 @@ def test_onnxruntime_agrees(loaded, logits):
     runtime = pytest.importorskip("onnxruntime")
     session = runtime.InferenceSession(str(loaded.model_path), providers=["CPUExecutionProvider"])
     (expected,) = session.run(None, {"image": loaded.images})
-    numpy.testing.assert_allclose(logits, expected, atol=1e-4)
+    np.testing.assert_allclose(logits, expected, atol=1e-4)
 
 
 def test_loading_needs_numpy_only():

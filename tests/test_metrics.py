@@ -2,7 +2,7 @@
 
 import math
 
-import numpy
+import numpy as np
 import pytest
 
 from refq.errors import InputError
@@ -33,17 +33,18 @@ def test_nll_of_large_logits():
     assert metrics.nll([[-INF, 0]], [1]) == 0
     assert math.isnan(metrics.nll([[NAN, 0]], [1]))
     assert math.isnan(metrics.nll([[-INF, -INF]], [1]))
+    assert math.isnan(metrics.nll([[0, INF]], [0]))
 
 
 def test_float32_logits_are_widened_first():
-    logits = numpy.float32([[16777216, 16777215]])
+    logits = np.float32([[16777216, 16777215]])
     assert metrics.nll(logits, [0]) == pytest.approx(math.log1p(math.exp(-1)), rel=1e-12)
-    assert metrics.accuracy(logits, numpy.uint8([0])) == 1
+    assert metrics.accuracy(logits, np.uint8([0])) == 1
 
 
 def test_text_has_more_axes():
-    logits = numpy.array([LOG, LOG])
-    labels = numpy.array([[1, 2], [1, 0]])
+    logits = np.array([LOG, LOG])
+    labels = np.array([[1, 2], [1, 0]])
     assert metrics.accuracy(logits, labels) == 0.75
     expected = (2 * math.log(1.5) + math.log(2) + math.log(4)) / 4
     assert metrics.nll(logits, labels) == pytest.approx(expected, rel=1e-15)
@@ -53,7 +54,7 @@ def test_kl():
     p, q = [[math.log(3), 0.0]], [[0.0, 0.0]]
     assert metrics.kl(p, q) == pytest.approx(0.75 * math.log(1.5) + 0.25 * math.log(0.5), rel=1e-15)
     assert metrics.kl(q, p) == pytest.approx(0.5 * math.log(2 / 3) + 0.5 * math.log(2), rel=1e-15)
-    assert metrics.kl(LOG, numpy.array(LOG) + [[5], [-7]]) == pytest.approx(0, abs=1e-15)  # only a shift
+    assert metrics.kl(LOG, np.array(LOG) + [[5], [-7]]) == pytest.approx(0, abs=1e-15)  # only a shift
     assert metrics.kl(LOG, LOG) == 0
 
 
@@ -73,6 +74,8 @@ def test_sqnr():
     assert metrics.sqnr_db([0, 0], [0, 1]) == -INF
     assert metrics.sqnr_db([1, 1], [1, INF]) == -INF
     assert math.isnan(metrics.sqnr_db([1, 1], [1, NAN]))
+    assert metrics.sqnr_db([1e-200, 0], [0.9e-200, 0]) == pytest.approx(20, rel=1e-12)
+    assert metrics.sqnr_db([1e200, 0], [0.9e200, 0]) == pytest.approx(20, rel=1e-12)
 
 
 def test_cosine():
@@ -82,7 +85,10 @@ def test_cosine():
     assert metrics.cosine([0, 0], [0, 0]) == 1
     assert metrics.cosine([0, 0], [0, 1]) == 0
     assert metrics.cosine([1e-200, 0], [1e-200, 0]) == 1
-    values = numpy.linspace(-1, 1, 999)
+    assert metrics.cosine([1e-200, 0], [0, 1e200]) == 0
+    assert math.isnan(metrics.cosine([1, NAN], [1, 2]))
+    assert math.isnan(metrics.cosine([0, 0], [1, INF]))
+    values = np.linspace(-1, 1, 999)
     assert -1 <= metrics.cosine(values, -3 * values) <= metrics.cosine(values, 7 * values) <= 1
 
 

@@ -17,20 +17,21 @@ import sys
 import time
 from pathlib import Path
 
-import numpy
+import numpy as np
 import onnx
 import torch
 from onnx import TensorProto, helper, numpy_helper
 from torch import nn
 
-HERE = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(HERE))
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
 
 from refq.models import metrics  # noqa: E402
 from refq.models.engine import run_batches  # noqa: E402
+from refq.models.example import pixels  # noqa: E402
 
 DEBIAN = Path("/usr/share/datasets/fashion-mnist")
-OUTPUT = HERE / "refq" / "models" / "example"
+OUTPUT = ROOT / "refq" / "models" / "example"
 SEED, THREADS, EPOCHS, BATCH, PEAK_RATE = 0, 1, 4, 128, 4e-3
 CLASSES, SIDE = 10, 28
 CHANNELS, HIDDEN, PARAMETERS = (16, 32, 64), 64, 224_714
@@ -97,12 +98,14 @@ NETWORK = (
 
 def read_idx(path):
     """One gzip-compressed IDX file of bytes -> uint8 array of its shape."""
+    if not path.is_file():
+        raise SystemExit(f"{path} does not exist; install Debian's dataset-fashion-mnist, or give --data")
     raw = gzip.decompress(path.read_bytes())
     if raw[:3] != b"\x00\x00\x08":
         raise SystemExit(f"{path} is not an IDX file of unsigned bytes: it starts with {raw[:4].hex()}")
     rank = raw[3]
-    shape = numpy.frombuffer(raw, ">u4", rank, 4).astype(int)
-    return numpy.frombuffer(raw, numpy.uint8, -1, 4 + 4 * rank).reshape(shape)
+    shape = np.frombuffer(raw, ">u4", rank, 4).astype(int)
+    return np.frombuffer(raw, np.uint8, -1, 4 + 4 * rank).reshape(shape)
 
 
 def read_set(directory, prefix):
@@ -112,17 +115,12 @@ def read_set(directory, prefix):
     return images.reshape(-1, 1, SIDE, SIDE), labels
 
 
-def pixels(images):
-    """uint8 images -> the float32 the model takes: pixel/255, one division."""
-    return images.astype(numpy.float32) / numpy.float32(255)
-
-
 def first_of_each_class(labels, count):
     """Indices, ascending, of the first count // 10 images of each class; classes 0, 1, ... take one more if
     10 does not divide the count."""
     share, extra = divmod(count, CLASSES)
-    chosen = [numpy.flatnonzero(labels == c)[: share + (c < extra)] for c in range(CLASSES)]
-    return numpy.sort(numpy.concatenate(chosen))
+    chosen = [np.flatnonzero(labels == c)[: share + (c < extra)] for c in range(CLASSES)]
+    return np.sort(np.concatenate(chosen))
 
 
 def network():
@@ -147,7 +145,7 @@ def network():
 
 def train(model, images, labels):
     """Train in place by RECIPE; prints one line per epoch."""
-    x, y = torch.from_numpy(pixels(images)), torch.from_numpy(labels.astype(numpy.int64))
+    x, y = torch.from_numpy(pixels(images)), torch.from_numpy(labels.astype(np.int64))
     steps = math.ceil(len(x) / BATCH)
     optimiser = torch.optim.AdamW(model.parameters(), lr=PEAK_RATE, weight_decay=0.01)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, PEAK_RATE, epochs=EPOCHS, steps_per_epoch=steps)
@@ -213,8 +211,8 @@ def compare(proto, model, images):
     x = pixels(images)
     ours = run_batches(proto, {"image": x}, 1000)["logits"]
     with torch.no_grad():
-        theirs = numpy.concatenate([model(part).numpy() for part in torch.from_numpy(x).split(1000)])
-    worst = float(numpy.abs(ours - theirs).max())
+        theirs = np.concatenate([model(part).numpy() for part in torch.from_numpy(x).split(1000)])
+    worst = float(np.abs(ours - theirs).max())
     print(f"ONNX in numpy against torch: largest difference of {len(x):,} x 10 logits {worst:.2g}")
     if worst > 1e-4:
         raise SystemExit("the ONNX model does not compute what torch computes")
@@ -226,7 +224,7 @@ def write_data(path, tests, training, count):
     images."""
     chosen = first_of_each_class(tests[1], count)
     calibration = first_of_each_class(training[1], CALIBRATION)
-    numpy.savez_compressed(
+    np.savez_compressed(
         path,
         images=tests[0][chosen],
         labels=tests[1][chosen],

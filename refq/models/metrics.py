@@ -7,19 +7,20 @@ a float.
 
 import math
 
-import numpy
+import numpy as np
 
 from refq.errors import InputError
 
 
 def log_softmax(logits):
     """log of softmax along the last axis, float64, shape of `logits`; the largest entry is subtracted first,
-    so that no finite logit overflows. An entry of -Inf stays -Inf.
+    so that no finite logit overflows. An entry of -Inf stays -Inf; a row with +Inf or without a finite entry
+    is NaN.
     """
     logits = _doubles("logits", logits)
-    with numpy.errstate(invalid="ignore"):  # a row without a finite entry: Inf - Inf, the row is NaN
+    with np.errstate(invalid="ignore"):  # Inf - Inf where the largest is not finite: the row is NaN
         shifted = logits - logits.max(axis=-1, keepdims=True)
-    return shifted - numpy.log(numpy.exp(shifted).sum(axis=-1, keepdims=True))
+    return shifted - np.log(np.exp(shifted).sum(axis=-1, keepdims=True))
 
 
 def accuracy(logits, labels):
@@ -30,7 +31,7 @@ def accuracy(logits, labels):
     """
     logits = _doubles("logits", logits)
     labels = _labels(logits, labels)
-    right = (logits.argmax(axis=-1) == labels) & ~numpy.isnan(logits).any(axis=-1)
+    right = (logits.argmax(axis=-1) == labels) & ~np.isnan(logits).any(axis=-1)
     return float(right.mean())
 
 
@@ -41,7 +42,7 @@ def nll(logits, labels):
     """
     logits = _doubles("logits", logits)
     labels = _labels(logits, labels)
-    chosen = numpy.take_along_axis(log_softmax(logits), labels[..., None], axis=-1)
+    chosen = np.take_along_axis(log_softmax(logits), labels[..., None], axis=-1)
     return float(-chosen.mean())
 
 
@@ -52,46 +53,49 @@ def kl(reference_logits, other_logits):
     """
     reference, other = _pair(reference_logits, other_logits)
     log_p, log_q = log_softmax(reference), log_softmax(other)
-    p = numpy.exp(log_p)
-    with numpy.errstate(invalid="ignore"):  # -Inf - -Inf where p is 0; a NaN makes p NaN and stays
-        terms = numpy.where(p == 0, 0.0, p * (log_p - log_q))
+    p = np.exp(log_p)
+    with np.errstate(invalid="ignore"):  # -Inf - -Inf where p is 0; a NaN makes p NaN and stays
+        terms = np.where(p == 0, 0.0, p * (log_p - log_q))
     return float(terms.sum(axis=-1).mean())
 
 
 def sqnr_db(reference, other):
     """Signal to quantisation noise, 10 log10(sum reference^2 / sum (reference - other)^2), in dB.
 
-    +Inf when the two are equal, -Inf when only the reference is all zero. Raises InputError for unequal
-    shapes.
+    +Inf when the two are equal and finite, -Inf when only the reference is all zero. Raises InputError for
+    unequal shapes.
     """
     reference, other = _pair(reference, other)
-    signal, noise = _squares(reference), _squares(_difference(reference, other))
+    signal, noise = _length(reference), _length(_difference(reference, other))
     if noise == 0:
         return math.inf
-    return 10 * (math.log10(signal) - math.log10(noise)) if signal else -math.inf
+    return 20 * (math.log10(signal) - math.log10(noise)) if signal else -math.inf
 
 
 def cosine(reference, other):
     """Cosine of the angle between the two arrays taken as vectors, -1..1.
 
-    1 when both are all zero, 0 when one is. Raises InputError for unequal shapes.
+    1 when both are all zero, 0 when one is, NaN when one has a NaN or Inf. Raises InputError for unequal
+    shapes.
     """
     reference, other = _pair(reference, other)
-    lengths = math.sqrt(_squares(reference)), math.sqrt(_squares(other))
+    lengths = _length(reference), _length(other)
+    if not all(map(math.isfinite, lengths)):
+        return math.nan
     if 0 in lengths:
         return float(lengths[0] == lengths[1])
-    return max(-1.0, min(1.0, float(numpy.vdot(reference / lengths[0], other / lengths[1]))))
+    return max(-1.0, min(1.0, float(np.vdot(reference / lengths[0], other / lengths[1]))))
 
 
 def rmse(reference, other):
     """Root of the mean squared difference. Raises InputError for unequal shapes."""
     reference, other = _pair(reference, other)
-    return math.sqrt(_squares(_difference(reference, other)) / reference.size)
+    return _length(_difference(reference, other)) / math.sqrt(reference.size)
 
 
 def _doubles(name, values):
     """`values` as a float64 array that has at least one element."""
-    values = numpy.asarray(values, dtype=numpy.float64)
+    values = np.asarray(values, dtype=np.float64)
     if values.ndim == 0 or values.size == 0:
         raise InputError(f"{name} has shape {values.shape}; it must be an array of at least one element")
     return values
@@ -106,7 +110,7 @@ def _pair(reference, other):
 
 def _labels(logits, labels):
     """`labels` as int64, checked against the shape and the number of classes of `logits`."""
-    labels = numpy.asarray(labels)
+    labels = np.asarray(labels)
     if labels.dtype.kind not in "iu":
         raise InputError(f"labels are {labels.dtype}; they must be integers")
     if labels.shape != logits.shape[:-1]:
@@ -115,13 +119,18 @@ def _labels(logits, labels):
     low, high, classes = labels.min(), labels.max(), logits.shape[-1]
     if low < 0 or high >= classes:
         raise InputError(f"labels lie in {low}..{high}; {classes} classes allow 0..{classes - 1}")
-    return labels.astype(numpy.int64)
+    return labels.astype(np.int64)
 
 
 def _difference(reference, other):
-    with numpy.errstate(invalid="ignore"):  # Inf - Inf: NaN, and so is the measure
+    with np.errstate(invalid="ignore"):  # Inf - Inf: NaN, and so is the measure
         return reference - other
 
 
-def _squares(values):
-    return float(numpy.vdot(values, values))
+def _length(values):
+    """Root of the sum of squares, none of which overflows or vanishes."""
+    largest = float(np.abs(values).max())
+    if largest in (0, math.inf) or math.isnan(largest):
+        return largest
+    scaled = values / largest
+    return largest * math.sqrt(float(np.vdot(scaled, scaled)))

@@ -2,10 +2,9 @@
 README.md."""
 
 from dataclasses import dataclass
-from importlib import resources
 from pathlib import Path
 
-import numpy
+import numpy as np
 
 
 @dataclass(frozen=True)
@@ -17,24 +16,25 @@ class Example:
     """
 
     model_path: Path
-    images: numpy.ndarray
-    labels: numpy.ndarray
-    calibration: numpy.ndarray
-    calibration_labels: numpy.ndarray
+    images: np.ndarray
+    labels: np.ndarray
+    calibration: np.ndarray
+    calibration_labels: np.ndarray
 
 
 def load():
     """The Example. Needs numpy only."""
-    home = resources.files(__name__)
-    with (home / "fashion_mnist.npz").open("rb") as file, numpy.load(file) as data:
+    home = Path(__file__).parent
+    with np.load(home / "fashion_mnist.npz") as data:
         return Example(
-            model_path=Path(str(home / "fashion_cnn.onnx")),
-            images=_pixels(data["images"]),
-            labels=data["labels"].astype(numpy.int64),
-            calibration=_pixels(data["calibration"]),
-            calibration_labels=data["calibration_labels"].astype(numpy.int64),
+            model_path=home / "fashion_cnn.onnx",
+            images=pixels(data["images"]),
+            labels=data["labels"].astype(np.int64),
+            calibration=pixels(data["calibration"]),
+            calibration_labels=data["calibration_labels"].astype(np.int64),
         )
 
 
-def _pixels(images):
-    return images.astype(numpy.float32) / numpy.float32(255)
+def pixels(images):
+    """uint8 images -> the float32 the model takes: pixel/255, one division."""
+    return images.astype(np.float32) / np.float32(255)
