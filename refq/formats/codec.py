@@ -53,7 +53,7 @@ def decode(codes, format, dtype=np.float32, out=None):
     out: array of codes' shape and the dtype asked for.
     Raises InputError when some value of the format is not exact in the dtype, or a code is out of range.
     """
-    row, dtype = number_format(format), np.dtype(dtype)
+    row, dtype = number_format(format), float_dtype(dtype)
     codes = _codes_array(codes, row)
     result = _result(out, codes.shape, dtype, codes)
     decoder(row, dtype, codes.size)(codes.reshape(-1), result.reshape(-1))
@@ -411,8 +411,8 @@ def plan(source: Row, target: Row, rounding: str, overflow: str) -> _Plan | None
         return None
     # Round to odd is invisible to a later rounding when two more bits are kept than the target can use, in every
     # binade; below the source's normal range the kept quantum must still be a quarter of the target's.
-    shift = source.layout.man - target.precision - 1
-    if shift < 1 or source.layout.qmin + shift > target.layout.qmin - 2:
+    shift = min(source.layout.man - target.precision - 1, target.layout.qmin - 2 - source.layout.qmin)
+    if shift < 1:
         return None
     if bits - shift <= 18:
         shift = min(shift, bits - 16)
@@ -490,9 +490,18 @@ def _codes_array(codes, row: Row):
     return np.ascontiguousarray(codes, dtype=code_dtype(row)).reshape(codes.shape)
 
 
+def float_dtype(dtype) -> np.dtype:
+    """A dtype that values can be decoded into. Raises InputError for any other."""
+    try:
+        found = np.dtype(dtype)
+    except TypeError:
+        found = None
+    if found not in (np.float64, np.float32, np.float16):
+        raise InputError(f"cannot decode into dtype {dtype}; allowed are float64, float32 and float16, in native byte order")
+    return found
+
+
 def _refuse_inexact(row: Row, dtype: np.dtype):
-    if dtype.name not in ("float64", "float32", "float16"):
-        raise InputError(f"cannot decode into dtype {dtype}; allowed are float64, float32 and float16")
     room = source_row(dtype)
     if row.precision > room.precision or row.layout.qmin < room.layout.qmin or row.emax > room.emax:
         raise InputError(f"not every value of {row.name} is exact in {dtype}; decode into a wider dtype, or use "
@@ -505,8 +514,9 @@ def random_operand(rule, random_bits, width, shape):
         if random_bits is not None or width is not None:
             raise InputError(f"rounding {rule.name!r} takes no random_bits; the stochastic ones are sra, srb and src")
         return None
-    if random_bits is None or width is None or not 1 <= width <= 32:
-        raise InputError(f"rounding {rule.name!r} needs random_bits and a random_width of 1 to 32, got random_width={width}")
+    whole = isinstance(width, (int, np.integer)) and not isinstance(width, bool)
+    if random_bits is None or not whole or not 1 <= width <= 32:
+        raise InputError(f"rounding {rule.name!r} needs random_bits and a random_width of 1 to 32, got random_width={width!r}")
     bits = np.asarray(random_bits)
     if bits.dtype.kind not in "ui" or bits.size and (int(bits.min()) < 0 or int(bits.max()) >> width):
         raise InputError(f"random_bits must be integers from 0 to 2^{width} - 1")
@@ -520,8 +530,8 @@ def _result(out, shape, dtype, operand):
     """A C-contiguous array to fill: `out` itself where it is one and shares no memory with the operand."""
     if out is None:
         return np.empty(shape, dtype)
-    if not isinstance(out, np.ndarray) or out.shape != tuple(shape) or out.dtype != dtype:
-        raise InputError(f"out must be an array of shape {tuple(shape)} and dtype {np.dtype(dtype)}")
+    if not isinstance(out, np.ndarray) or out.shape != tuple(shape) or out.dtype != dtype or not out.flags.writeable:
+        raise InputError(f"out must be a writeable array of shape {tuple(shape)} and dtype {np.dtype(dtype)}")
     return out if out.flags.c_contiguous and not np.may_share_memory(out, operand) else np.empty(shape, dtype)
 
 
