@@ -6,7 +6,7 @@ from fractions import Fraction
 import numpy as np
 
 from refq.errors import InputError
-from refq.formats import codec
+from refq.formats import codec, definition
 from refq.formats.names import number_format
 from refq.formats.policies import overflow_rule, rounding_rule
 from refq.formats.rows import Row
@@ -130,7 +130,7 @@ def show_cast(source, code: int, target, rounding="rne", overflow="sat", random_
         why, clauses = f"negative into an unsigned format: {limits.name} {fate}", ("OVER-8",)
     else:
         draws = None if bits is None else bits.astype(np.uint64)
-        beyond = bool(codec.overflows(word, source, target, rounding, draws, random_width)[0])
+        beyond = bool(definition.overflows(word, source, target, rounding, draws, random_width)[0])
         more, why, clauses = _finite(value, target, rule, limits, result, beyond)
         steps += more
     steps += [("result", f"{target.name} {described(target, result)}"), ("because", why), ("clauses", ", ".join(clauses))]

@@ -1,0 +1,217 @@
+"""The definition of every conversion, in integers: source code -> sign, significand, exponent -> rounding rule ->
+overflow rule -> target code. Everything faster is a table that these functions fill (fast.py).
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from refq.formats.policies import STOPS, Remainder, rounding_rule
+from refq.formats.rows import Row
+from refq.formats.values import Layout, is_nan
+
+CHUNK = 1 << 15             # elements per pass: working buffers stay in L2
+_U64 = np.uint64
+
+
+def code_dtype(row: Row) -> np.dtype:
+    """The smallest unsigned integer dtype that holds the codes of a format."""
+    return np.dtype(next(f"u{size}" for size in (1, 2, 4, 8) if row.width <= 8 * size))
+
+
+def chunks(size: int):
+    """Slices of at most CHUNK values; one empty slice for none."""
+    return (slice(start, min(start + CHUNK, size)) for start in range(0, size, CHUNK)) if size else (slice(0, 0),)
+
+
+@dataclass(frozen=True)
+class Parts:
+    """Source values taken apart: significand m (top bit at 63, or 0 for zero) and exponent of that top bit."""
+
+    negative: np.ndarray
+    m: np.ndarray
+    exponent: np.ndarray
+    nan: np.ndarray
+    inf: np.ndarray
+    trailing: np.ndarray    # trailing significand field, for NaN payloads
+
+
+def convert_words(codes, source: Row, target: Row, rule, limits, random_bits=None, width=0):
+    """Flat source codes to flat target codes, by the exact rules. Spec: ROUND-1 to ROUND-7, OVER-1 to OVER-8."""
+    parts = take_apart(codes, source)
+    if limits.negative == ("magnitude",) and target.layout.sign == "none":
+        parts = Parts(np.zeros_like(parts.negative), parts.m, parts.exponent, parts.nan, parts.inf, parts.trailing)
+    index = round_index(parts, target, rule, random_bits, width)
+    code = settle(parts, index, source, target, rule, limits)
+    return (code << _U64(target.layout.pad)).astype(code_dtype(target))
+
+
+def overflows(codes, source: Row, target: Row, rounding: str, random_bits=None, random_width=None):
+    """For each flat source code of a finite value: whether, once rounded, it lies beyond the target's range (OVER-1)."""
+    parts = take_apart(codes, source)
+    index = round_index(parts, target, rounding_rule(rounding), random_bits, random_width or 0)
+    return index > np.where(parts.negative, _U64(target.layout.min_index), _U64(target.layout.max_index))
+
+
+def take_apart(codes, row: Row) -> Parts:
+    layout = row.layout
+    codes = codes.astype(np.uint64) >> _U64(layout.pad)
+    half = _U64(1 << (layout.bits - 1))
+    negative = codes >= half if layout.sign != "none" else np.zeros(codes.shape, bool)
+    low = codes & (half - _U64(1)) if layout.sign == "bit" else codes
+    nan = is_nan(layout, codes) if layout.nan is not None else np.zeros(codes.shape, bool)
+    inf = np.zeros_like(nan) if layout.inf is None else (codes == layout.inf)
+    if layout.neg_inf is not None:
+        inf |= codes == layout.neg_inf
+    if layout.sign == "twos":
+        low = np.where(negative, (~codes + _U64(1)) & _U64((1 << layout.bits) - 1), codes)
+    index = low + _U64(layout.first)
+    if row.is_float:
+        man = _U64(layout.man)
+        binade = (index >> man).astype(np.int64)
+        trailing = index & ((_U64(1) << man) - _U64(1))
+        m = np.where(binade > 0, trailing | (_U64(1) << man), index)
+        exponent = layout.qmin + np.maximum(binade - 1, 0)
+    else:
+        m, exponent, trailing = index, np.full(codes.shape, layout.qmin, np.int64), np.zeros_like(index)
+    length = _bit_length(m)
+    m = m << (np.int64(64) - np.maximum(length, 1)).astype(np.uint64)
+    return Parts(negative, m, exponent + length - 1, nan, inf, trailing)
+
+
+def _bit_length(m):
+    """Bits of each uint64. Clearing the bit below the top one keeps the conversion to float64 in its binade."""
+    return np.frexp((m & ~(m >> _U64(1))).astype(np.float64))[1].astype(np.int64)
+
+
+def round_index(parts: Parts, target: Row, rule, random_bits, width):
+    """Index of each value rounded with unbounded exponent; anything beyond every finite value is top_index + 1."""
+    layout = target.layout
+    significand, exponent = layout.magnitude(layout.top_index)
+    top = exponent + significand.bit_length() - 1
+    exponent = np.minimum(parts.exponent, top)
+    exponent = np.where(parts.m == 0, layout.qmin - 2, exponent)
+    quantum = np.maximum(exponent - layout.man, layout.qmin)            # ROUND-1
+    cut = np.minimum(63 - (exponent - quantum), 200).astype(np.uint64)  # bits of m below the quantum
+    m = parts.m
+    shift = np.minimum(cut, _U64(63))
+    rest = np.where(cut > 63, m, m & ((_U64(1) << shift) - _U64(1)))
+    kept = np.where(cut > 63, _U64(0), m >> shift)
+    below = (quantum - layout.qmin).astype(np.uint64)
+    index = (below << _U64(layout.man if target.is_float else 0)) + kept
+
+    half = np.where(cut > 64, -1, _compare(rest, _U64(1) << (np.minimum(cut, _U64(64)) - np.minimum(cut, _U64(1)))))
+    half = np.where(cut == 0, -1, half)
+    odd = ((index - _U64(layout.first)) & _U64(1)).astype(bool)
+    tie_up = np.ones_like(odd) if layout.man == 0 and target.tie == "up" else odd       # ROUND-6
+
+    def fraction(n):
+        n = _U64(n)
+        left = rest << (n - np.minimum(cut, n))
+        return np.where(cut > n, _shift_right(rest, cut - np.minimum(cut, n)), left)
+
+    def fraction_even(n):
+        down = cut.astype(np.int64) - n                                 # bits lost in units of 2^-n
+        floor = fraction(n)
+        bit = _shift_right(rest, np.maximum(down - 1, 0).astype(np.uint64)) & _U64(1)
+        sticky = (rest & (_mask(np.maximum(down - 1, 0)))) != 0
+        up = (down > 0) & (bit == 1) & (sticky | (floor & _U64(1) == 1))
+        return floor + up
+
+    away = rule.away(Remainder(parts.negative, odd, tie_up, rest != 0, half, fraction, fraction_even, random_bits, width))
+    index = index + away
+    return np.where((m != 0) & (parts.exponent > top), _U64(layout.top_index + 1), index)
+
+
+def _compare(a, b):
+    return (a > b).astype(np.int8) - (a < b)
+
+
+def _shift_right(value, by):
+    """value >> by with by >= 64 giving 0."""
+    return np.where(by > 63, _U64(0), value >> np.minimum(by, _U64(63)))
+
+
+def _mask(bits):
+    """2^bits - 1 for an array of bit counts, all ones from 64 on."""
+    return np.where(bits > 63, ~_U64(0), (_U64(1) << np.minimum(bits, 63).astype(np.uint64)) - _U64(1))
+
+
+def settle(parts: Parts, index, source: Row, target: Row, rule, limits):
+    """Codes (padding excluded) of rounded values: range, infinities, NaN, zero. Spec: OVER-*, NAN-*, ZERO-*."""
+    layout = target.layout
+    negative, m = parts.negative, parts.m
+    least = layout.max_index if limits.lowest == "symmetric" and layout.sign == "twos" else layout.min_index
+    index = np.maximum(index, _U64(layout.first))                       # ROUND-7
+    code = _finite(layout, negative & (m != 0 if layout.first else True), index)
+    signed = layout.sign != "none"
+    over, under = ~negative & (index > layout.max_index), negative & (index > least)
+    if layout.first:
+        under = negative & (m != 0)                                     # every nonzero negative is below the least value
+        code = np.where(m == 0, _U64(_outcome(layout, ("nan", "max") if limits.zero == "nan" else ("max",), True, least, limits.nan_code)), code)
+    above, below, unsigned_unbounded = STOPS[limits.stop]
+    high = ("max",) if rule.name in above or (rule.name in unsigned_unbounded and not signed and layout.inf is not None) \
+        else limits.above
+    low = ("max",) if rule.name in below else limits.above if signed else limits.negative
+    infinite_low = limits.infinite if signed else limits.negative
+    for where, chain, side in ((over, high, False), (under, low, True), (parts.inf & ~negative, limits.infinite, False),
+                               (parts.inf & negative, infinite_low, True)):
+        if where.any():
+            code = np.where(where, _U64(_outcome(layout, chain, side, least, limits.nan_code)), code)
+    return np.where(parts.nan, _nan_code(parts, source, target, limits), code) if parts.nan.any() else code
+
+
+def _finite(layout: Layout, negative, index):
+    code = index - _U64(layout.first)
+    if layout.sign == "twos":
+        return np.where(negative, (~index + _U64(1)) & _U64((1 << layout.bits) - 1), code)
+    if layout.sign == "bit":
+        return code | ((negative & (layout.neg_zero | (index != 0))).astype(np.uint64) << _U64(layout.bits - 1))
+    return code
+
+
+def _outcome(layout: Layout, chain, negative: bool, least: int, nan_code: str) -> int:
+    """The code of the first word of a chain that the format can express."""
+    unsigned = layout.sign == "none"
+    extreme = layout.code(True, least) if negative and not unsigned else \
+        layout.code(False, layout.first if negative else layout.max_index)
+    codes = {"max": extreme, "inf": layout.neg_inf if negative else layout.inf, "nan": _default_nan(layout, negative, nan_code)}
+    return next((codes[word] for word in chain if codes[word] is not None), extreme)
+
+
+def _default_nan(layout: Layout, negative: bool, nan_code: str) -> int | None:
+    """The NaN that a value without payload becomes."""
+    if layout.nan is None:
+        return None
+    signed = negative and layout.nan_signed and nan_code in ("signed-quiet", "signed-ones", "payload")
+    return (layout.nan_ones if nan_code.endswith("ones") else layout.nan) | signed << (layout.bits - 1)
+
+
+def _nan_code(parts: Parts, source: Row, target: Row, limits):
+    """Codes for NaN sources. Spec: NAN-1 (which NaN), NAN-2 (no NaN in the target), NAN-3 (integer targets)."""
+    layout = target.layout
+    sign = parts.negative.astype(np.uint64) << _U64(layout.bits - 1) if layout.nan_signed or layout.sign == "bit" else _U64(0)
+    largest, least, zero = layout.code(False, layout.max_index), layout.code(True, layout.min_index), layout.code(False, layout.first)
+    if not target.is_float:
+        return _U64({"zero": zero, "max": largest, "min": least if layout.sign != "none" else zero}[limits.nan_int])
+    word = next((word for word in limits.nan if word != "nan" or layout.nan is not None), "+max")
+    if word != "nan":
+        return {"+max": _U64(largest), "zero": _U64(zero), "signed-max": _U64(largest) | sign,
+                "opposite-zero": _U64(zero) | (sign ^ _U64(layout.neg_zero << (layout.bits - 1)))}[word]
+    quiet = _U64(layout.nan_ones if limits.nan_code.endswith("ones") else layout.nan)
+    if limits.nan_code == "payload" and target.special == "ieee" and source.special == "ieee":
+        gap = target.layout.man - source.layout.man
+        payload = parts.trailing << _U64(max(gap, 0)) >> _U64(max(-gap, 0))
+        return quiet | payload | sign
+    return quiet | sign if layout.nan_signed and limits.nan_code.startswith(("signed", "payload")) else quiet
+
+
+def values_of(row: Row, codes, dtype):
+    """Exact values of flat codes; significands have at most 53 bits, so every step is exact."""
+    parts = take_apart(codes, row)
+    with np.errstate(over="ignore"):
+        value = np.ldexp((parts.m >> _U64(11)).astype(np.float64), parts.exponent.astype(np.int32) - 52)
+    value[parts.inf] = np.inf
+    value = np.where(parts.nan, np.nan, np.where(parts.negative & (value == 0) & ~row.has_neg_zero, 0.0,
+                                                 np.where(parts.negative, -value, value)))
+    return value.astype(dtype)
