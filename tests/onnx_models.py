@@ -7,6 +7,8 @@ from onnx import TensorProto as T
 from onnx import helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
 
+from refq.models.operators import DequantizeLinear
+
 node = helper.make_node
 
 
@@ -47,11 +49,17 @@ def matmul_model(array, name="w", **options):
 
 
 def run_reference(proto, feeds, outputs=None):
-    return ReferenceEvaluator(proto).run(outputs, feeds)
+    """In onnx.reference as it is; with refq's DequantizeLinear where onnx has none of the model's opset."""
+    try:
+        return ReferenceEvaluator(proto).run(outputs, feeds)
+    except (RuntimeError, TypeError) as error:
+        if "DequantizeLinear" not in str(error):
+            raise
+        return ReferenceEvaluator(proto, new_ops=[DequantizeLinear]).run(outputs, feeds)
 
 
 def run_onnxruntime(proto, feeds, outputs=None):
-    """In onnxruntime's CPU kernels, one node after the other as written. Skips the test when it is not installed."""
+    """In onnxruntime's CPU kernels, node by node as written. Skips the test when it is not installed."""
     ort = pytest.importorskip("onnxruntime")
     options = ort.SessionOptions()
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
@@ -88,41 +96,55 @@ def node_of(proto, output):
     return next(n for n in proto.graph.node if output in n.output)
 
 
-# One layer of every kind that is cast: output -> (node, input shape, weight shape, (reduction axis, flattened)).
+def _layer(op, operands, x_shape, w_shape, axis, flat=False, **attributes):
+    """One layer: (its operands "x w" or "w x" with a letter of its own, ...) -> a row of LAYERS."""
+    return op, operands.split(), x_shape, w_shape, (axis, flat), attributes
+
+
+# One layer of every kind that is cast: name and output -> operator, operands, shapes of x and of the weight,
+# (reduction axis, whether the axes from 1 on are one), attributes.
 LAYERS = {
-    "right": (node("MatMul", ["xr", "wr"], ["right"], name="right"), [3, 50], [50, 6], (0, False)),
-    "left": (node("MatMul", ["wl", "xl"], ["left"], name="left"), [50, 3], [6, 50], (1, False)),
-    "batched": (node("MatMul", ["xb", "wb"], ["batched"], name="batched"), [2, 3, 40], [2, 40, 5], (1, False)),
-    "leftbatched": (node("MatMul", ["wc", "xc"], ["leftbatched"], name="leftbatched"), [2, 40, 3], [2, 5, 40], (2, False)),
-    "vector": (node("MatMul", ["xv", "wv"], ["vector"], name="vector"), [3, 50], [50], (0, False)),
-    "gemm": (node("Gemm", ["xg", "wg"], ["gemm"], name="gemm", alpha=0.5), [3, 50], [50, 6], (0, False)),
-    "gemmt": (node("Gemm", ["xt", "wt"], ["gemmt"], name="gemmt", transB=1, transA=1), [50, 3], [6, 50], (1, False)),
-    "gemma": (node("Gemm", ["wa", "xa"], ["gemma"], name="gemma"), [50, 3], [6, 50], (1, False)),
-    "gemmat": (node("Gemm", ["wd", "xd"], ["gemmat"], name="gemmat", transA=1), [50, 3], [50, 6], (0, False)),
-    "conv1": (node("Conv", ["x1", "w1"], ["conv1"], name="conv1"), [1, 5, 9], [6, 5, 7], (1, True)),
-    "conv2": (node("Conv", ["x2", "w2"], ["conv2"], name="conv2"), [1, 5, 9, 9], [6, 5, 3, 3], (1, True)),
-    "conv3": (node("Conv", ["x3", "w3"], ["conv3"], name="conv3"), [1, 2, 5, 5, 5], [4, 2, 3, 3, 3], (1, True)),
-    "pointwise": (node("Conv", ["xp", "wp"], ["pointwise"], name="pointwise"), [1, 40, 4, 4], [6, 40, 1, 1], (1, True)),
-    "grouped": (node("Conv", ["xq", "wq"], ["grouped"], name="grouped", group=2), [1, 8, 6, 6], [6, 4, 3, 3], (1, True)),
-    "depthwise": (node("Conv", ["xw", "ww"], ["depthwise"], name="depthwise", group=6), [1, 6, 6, 6], [6, 1, 3, 3], (1, True)),
+    "right": _layer("MatMul", "xr wr", [3, 50], [50, 6], 0),
+    "left": _layer("MatMul", "wl xl", [50, 3], [6, 50], 1),
+    "batched": _layer("MatMul", "xb wb", [2, 3, 40], [2, 40, 5], 1),
+    "leftbatched": _layer("MatMul", "wc xc", [2, 40, 3], [2, 5, 40], 2),
+    "vector": _layer("MatMul", "xv wv", [3, 50], [50], 0),
+    "gemm": _layer("Gemm", "xg wg", [3, 50], [50, 6], 0, alpha=0.5),
+    "gemmt": _layer("Gemm", "xt wt", [50, 3], [6, 50], 1, transB=1, transA=1),
+    "gemma": _layer("Gemm", "wa xa", [50, 3], [6, 50], 1),
+    "gemmat": _layer("Gemm", "wd xd", [50, 3], [50, 6], 0, transA=1),
+    "conv1": _layer("Conv", "x1 w1", [1, 5, 9], [6, 5, 7], 1, True),
+    "conv2": _layer("Conv", "x2 w2", [1, 5, 9, 9], [6, 5, 3, 3], 1, True),
+    "conv3": _layer("Conv", "x3 w3", [1, 2, 5, 5, 5], [4, 2, 3, 3, 3], 1, True),
+    "pointwise": _layer("Conv", "xp wp", [1, 40, 4, 4], [6, 40, 1, 1], 1, True),
+    "grouped": _layer("Conv", "xq wq", [1, 8, 6, 6], [6, 4, 3, 3], 1, True, group=2),
+    "depthwise": _layer("Conv", "xw ww", [1, 6, 6, 6], [6, 1, 3, 3], 1, True, group=6),
 }
+
+
+def weight_name(layer):
+    return next(name for name in LAYERS[layer][1] if name.startswith("w"))
+
+
+def input_name(layer):
+    return next(name for name in LAYERS[layer][1] if name.startswith("x"))
 
 
 def every_layer(dtype=np.float32, opset=17, ir=8):
     """A model with every row of LAYERS side by side. Returns (model, {output: weight array})."""
     kind = helper.np_dtype_to_tensor_dtype(np.dtype(dtype))
-    nodes, inputs, outputs, tensors = [], [], [], {}
-    for seed, (name, (proto, x_shape, w_shape, _)) in enumerate(LAYERS.items()):
-        nodes.append(proto)
-        inputs.append(value(next(i for i in proto.input if i.startswith("x")), x_shape, kind))
-        outputs.append(value(name, None, kind))
-        tensors[next(i for i in proto.input if i.startswith("w"))] = weight(*w_shape, seed=seed, scale=0.1, dtype=dtype)
-    proto = onnx.shape_inference.infer_shapes(model(nodes, inputs, outputs, tensors, opset=opset, ir=ir))
-    names = {n.output[0]: next(i for i in n.input if i.startswith("w")) for n in nodes}
-    return proto, {name: tensors[w] for name, w in names.items()}
+    nodes, inputs, weights = [], [], {}
+    for seed, (name, (op, operands, x_shape, w_shape, _, attributes)) in enumerate(LAYERS.items()):
+        nodes.append(node(op, operands, [name], name=name, **attributes))
+        inputs.append(value(input_name(name), x_shape, kind))
+        weights[name] = weight(*w_shape, seed=seed, scale=0.1, dtype=dtype)
+    outputs = [value(name, None, kind) for name in LAYERS]
+    tensors = {weight_name(name): array for name, array in weights.items()}
+    proto = model(nodes, inputs, outputs, tensors, opset=opset, ir=ir)
+    return onnx.shape_inference.infer_shapes(proto), weights
 
 
 def matrix(name, array):
     """The matrix of a layer of LAYERS: (array, reduction axis)."""
-    axis, flat = LAYERS[name][3]
+    axis, flat = LAYERS[name][4]
     return (array.reshape(len(array), -1) if flat else array), axis

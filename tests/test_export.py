@@ -7,8 +7,8 @@ import onnx
 import pytest
 from onnx import TensorProto as T
 from onnx import helper, numpy_helper
-from onnx_models import (LAYERS, every_layer, feeds, matmul_model, matrix, model, node, node_of, run_onnxruntime,
-                         run_reference, tensor, weight, with_outputs)
+from onnx_models import (LAYERS, every_layer, feeds, matmul_model, matrix, model, node, node_of,
+                         run_onnxruntime, run_reference, tensor, weight, weight_name, with_outputs)
 
 import refq.models.export as export
 from refq.blocks.packing import unpack_codes
@@ -19,11 +19,13 @@ from refq.formats.names import number_format
 from refq.formats.rows import Int
 from refq.models.quantize import quantize_model
 
-BY_RULE = ("int2_float32_t32", "int3_bfloat16_t32", "int4_float32_channel", "int4_bfloat16_t16", "int16_float32_tensor",
-           "int8_float16_t32", "uint8_float32_t32", "e4m3fn_float32_channel", "e5m2_float32_tensor", "e4m3fnuz_float32_t32",
-           "e2m1_float32_channel", "e2m1_ue4m3_t16", "e3m4_e8m0_t32", "binary8p3se_float16_t16", "smint4_float32_channel",
-           "smint9_float32_channel", "int8_ue5m3_t32", "e3m2_e5m2_t8", "mxint8_float16_t32")
-UNSCALED = ("bfloat16", "binary16", "tf32", "binary32", "e4m3fn", "e2m1", "e3m2", "mxint8", "int4", "binary6p3se", "binary64")
+BY_RULE = ("int2_float32_t32", "int3_bfloat16_t32", "int4_float32_channel", "int4_bfloat16_t16",
+           "int16_float32_tensor", "int8_float16_t32", "uint8_float32_t32", "e4m3fn_float32_channel",
+           "e5m2_float32_tensor", "e4m3fnuz_float32_t32", "e2m1_float32_channel", "e2m1_ue4m3_t16",
+           "e3m4_e8m0_t32", "binary8p3se_float16_t16", "smint4_float32_channel", "smint9_float32_channel",
+           "int8_ue5m3_t32", "e3m2_e5m2_t8", "mxint8_float16_t32")
+UNSCALED = ("bfloat16", "binary16", "tf32", "binary32", "e4m3fn", "e2m1", "e3m2", "mxint8", "int4",
+            "binary6p3se", "binary64")
 TYPES = (*DATA_TYPES, *BY_RULE, *UNSCALED)
 
 
@@ -45,7 +47,10 @@ def weights_seen(proto, run):
     stored = {t.name: t for t in proto.graph.initializer}
     made = [name for name in names.values() if name not in stored]
     got = dict(zip(made, run(with_outputs(proto, made), feeds(proto)), strict=True)) if made else {}
-    return {layer: got[name] if name in got else numpy_helper.to_array(stored[name]) for layer, name in names.items()}
+    return {
+        layer: got[name] if name in got else numpy_helper.to_array(stored[name])
+        for layer, name in names.items()
+    }
 
 
 def assert_weights(proto, weights, dtype, run, ulps=0):
@@ -63,7 +68,7 @@ def layers():
     return every_layer()
 
 
-# -- every data type, style and kind of layer -------------------------------------------------------------------
+# -- every data type, style and kind of layer ----------------------------------------------------------------
 
 @pytest.mark.parametrize("dtype", TYPES)
 def test_native_in_onnx_reference(dtype, layers):
@@ -84,13 +89,13 @@ def test_portable_in_both_runtimes(dtype, layers):
 
 @pytest.mark.parametrize("dtype", ["mxfp4", "nvfp4", "int4", "int8", "e3m4", "mxint8"])
 def test_outputs_of_every_style_agree(dtype, layers):
-    """The layers' outputs, not only their weights: portable and float in onnxruntime against plain float weights."""
+    """Outputs, not only weights: portable and float in onnxruntime against plain float weights."""
     proto, weights = layers
     given = feeds(proto)
     plain = onnx.ModelProto()
     plain.CopyFrom(proto)
     for stored in plain.graph.initializer:
-        layer = next(name for name, row in LAYERS.items() if stored.name in row[0].input)
+        layer = next(name for name in LAYERS if stored.name == weight_name(name))
         stored.CopyFrom(tensor(stored.name, dequantised(layer, weights[layer], dtype)))
     wanted = run_onnxruntime(plain, given)
     for style in ("portable", "float"):
@@ -99,8 +104,10 @@ def test_outputs_of_every_style_agree(dtype, layers):
             np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("dtype", ["int8", "int4", "int4_float32_t32", "e4m3fn_float32_t32", "e5m2_float32_channel", "e4m3fn",
-                                   "int16_float32_tensor", "bfloat16", "binary16"])
+@pytest.mark.parametrize("dtype", [
+    "int8", "int4", "int4_float32_t32", "e4m3fn_float32_t32", "e5m2_float32_channel", "e4m3fn",
+    "int16_float32_tensor", "bfloat16", "binary16"
+])
 def test_native_in_onnxruntime_where_it_has_the_types(dtype, layers):
     assert_weights(quantize_model(layers[0], dtype=dtype).model, layers[1], dtype, run_onnxruntime)
 
@@ -114,40 +121,58 @@ def test_float_keeps_graph_names_and_opset(layers):
     assert_weights(report.model, layers[1], "mxfp4", run_onnxruntime)
 
 
-# -- what lies in the file --------------------------------------------------------------------------------------
+# -- what lies in the file -----------------------------------------------------------------------------------
 
 def stored(dtype, array=None, style="native"):
     """{suffix: TensorProto} and the nodes of a MatMul weight [K, N] in a data type."""
-    report = quantize_model(matmul_model(weight(50, 6) if array is None else array), dtype=dtype, export=style)
-    return {t.name.removeprefix("w_"): t for t in report.model.graph.initializer}, list(report.model.graph.node), report
+    report = quantize_model(matmul_model(weight(50, 6) if array is None else array), dtype=dtype,
+                            export=style)
+    tensors = {t.name.removeprefix("w_"): t for t in report.model.graph.initializer}
+    return tensors, list(report.model.graph.node), report
 
 
 # Typed by hand from the ONNX operator documentation: DequantizeLinear's types by opset, IR of each opset.
 NATIVE = {
-    "mxfp8_e4m3": ("FLOAT8E4M3FN", "FLOAT8E8M0", 24, 12), "mxfp8_e5m2": ("FLOAT8E5M2", "FLOAT8E8M0", 24, 12),
-    "mxfp6_e2m3": ("FLOAT6E2M3", "FLOAT8E8M0", 28, 14), "mxfp6_e3m2": ("FLOAT6E3M2", "FLOAT8E8M0", 28, 14),
-    "mxfp4": ("FLOAT4E2M1", "FLOAT8E8M0", 24, 12), "mxint8": ("INT8", "FLOAT8E8M0", 24, 12),
-    "nvfp4": ("FLOAT4E2M1", "FLOAT8E4M3FN", 23, 11), "int8": ("INT8", "FLOAT", 19, 9), "int4": ("INT4", "FLOAT16", 21, 10),
-    "int4_bfloat16_t16": ("INT4", "BFLOAT16", 21, 10), "int2_float32_t32": ("INT2", "FLOAT", 25, 13),
-    "int3_float32_channel": ("INT4", "FLOAT", 21, 10), "int9_float32_tensor": ("INT16", "FLOAT", 21, 10),
+    "mxfp8_e4m3": ("FLOAT8E4M3FN", "FLOAT8E8M0", 24, 12),
+    "mxfp8_e5m2": ("FLOAT8E5M2", "FLOAT8E8M0", 24, 12),
+    "mxfp6_e2m3": ("FLOAT6E2M3", "FLOAT8E8M0", 28, 14),
+    "mxfp6_e3m2": ("FLOAT6E3M2", "FLOAT8E8M0", 28, 14),
+    "mxfp4": ("FLOAT4E2M1", "FLOAT8E8M0", 24, 12),
+    "mxint8": ("INT8", "FLOAT8E8M0", 24, 12),
+    "nvfp4": ("FLOAT4E2M1", "FLOAT8E4M3FN", 23, 11),
+    "int8": ("INT8", "FLOAT", 17, 8),
+    "int8_float32_t32": ("INT8", "FLOAT", 21, 10),
+    "int4": ("INT4", "FLOAT16", 21, 10),
+    "int4_bfloat16_t16": ("INT4", "BFLOAT16", 21, 10),
+    "int2_float32_t32": ("INT2", "FLOAT", 25, 13),
+    "int3_float32_channel": ("INT4", "FLOAT", 21, 10),
+    "int9_float32_tensor": ("INT16", "FLOAT", 21, 10),
     "e4m3fn_float32_channel": ("FLOAT8E4M3FN", "FLOAT", 19, 9),
-    "e5m2fnuz_float32_t32": ("FLOAT8E5M2FNUZ", "FLOAT", 21, 10), "uint4_float32_t32": ("UINT4", "FLOAT", 21, 10),
+    "e5m2fnuz_float32_t32": ("FLOAT8E5M2FNUZ", "FLOAT", 21, 10),
+    "uint4_float32_t32": ("UINT4", "FLOAT", 21, 10),
 }
 PORTABLE = {
-    "mxfp8_e4m3": ("FLOAT8E4M3FN", "UINT8", 21, 10), "mxfp6_e2m3": ("UINT8", "UINT8", 17, 8), "mxfp4": ("UINT4", "UINT8", 21, 10),
-    "mxint8": ("INT8", "UINT8", 21, 10), "nvfp4": ("UINT4", "FLOAT8E4M3FN", 21, 10), "int8": ("INT8", "FLOAT", 19, 9),
-    "int4": ("INT4", "FLOAT16", 21, 10), "int4_bfloat16_t16": ("INT4", "FLOAT", 21, 10), "int2_float32_t32": ("INT4", "FLOAT", 21, 10),
+    "mxfp8_e4m3": ("FLOAT8E4M3FN", "UINT8", 21, 10),
+    "mxfp6_e2m3": ("UINT8", "UINT8", 17, 8),
+    "mxfp4": ("UINT8", "UINT8", 17, 8),
+    "mxint8": ("INT8", "UINT8", 21, 10),
+    "nvfp4": ("UINT8", "FLOAT8E4M3FN", 19, 9),
+    "int8": ("INT8", "FLOAT", 17, 8),
+    "int4": ("INT4", "FLOAT16", 21, 10),
+    "int4_bfloat16_t16": ("INT4", "FLOAT", 21, 10),
+    "int2_float32_t32": ("UINT8", "FLOAT", 17, 8),
 }
+STORED = [("native", *row) for row in NATIVE.items()] + [("portable", *row) for row in PORTABLE.items()]
 
 
-@pytest.mark.parametrize("style, dtype, row", [(style, dtype, row) for style, rows in (("native", NATIVE), ("portable", PORTABLE))
-                                               for dtype, row in rows.items()])
+@pytest.mark.parametrize("style, dtype, row", STORED)
 def test_types_opset_and_ir(style, dtype, row):
     tensors, _, report = stored(dtype, style=style)
     kind, scale, opset, ir = row
     if not hasattr(T, kind):
         pytest.skip(f"the installed onnx has no {kind}")
-    assert tensors["quantized"].data_type == getattr(T, kind) and tensors["scale"].data_type == getattr(T, scale)
+    assert tensors["quantized"].data_type == getattr(T, kind)
+    assert tensors["scale"].data_type == getattr(T, scale)
     assert (report.model.opset_import[0].version, report.model.ir_version) == (opset, ir)
 
 
@@ -155,11 +180,13 @@ def test_the_bytes_are_the_quantisers_bytes():
     array = weight(50, 6)
     packed = quantize(array, "mxfp4", 0).pack()
     tensors, nodes, report = stored("mxfp4", array)
-    assert tensors["quantized"].raw_data == packed.codes.tobytes() and list(tensors["quantized"].dims) == [50, 6]
-    assert tensors["scale"].raw_data == packed.scales.tobytes() and list(tensors["scale"].dims) == [2, 6]
+    assert tensors["quantized"].raw_data == packed.codes.tobytes()
+    assert tensors["scale"].raw_data == packed.scales.tobytes()
+    assert [list(tensors[name].dims) for name in ("quantized", "scale")] == [[50, 6], [2, 6]]
     dequantize = nodes[0]
     attributes = {a.name: a.i for a in dequantize.attribute}
-    assert (dequantize.op_type, attributes) == ("DequantizeLinear", {"axis": 0, "block_size": 32, "output_dtype": T.FLOAT})
+    assert dequantize.op_type == "DequantizeLinear"
+    assert attributes == {"axis": 0, "block_size": 32, "output_dtype": T.FLOAT}
     assert report.rows[0].stored_bits == (150 + 12) * 8 / 300 == report.rows[0].bits
 
 
@@ -178,22 +205,26 @@ def test_two_levels_in_the_standard_pattern():
 
 
 def test_convolutions_are_blocked_along_the_flattened_reduction():
-    proto = model([node("Conv", ["x", "w"], ["y"])], {"x": [1, 5, 9, 9]}, {"y": None}, {"w": weight(6, 5, 3, 3)})
+    proto = model([node("Conv", ["x", "w"], ["y"])], {"x": [1, 5, 9, 9]}, {"y": None},
+                  {"w": weight(6, 5, 3, 3)})
     after = quantize_model(proto, dtype="mxfp4").model
     tensors = {t.name: t for t in after.graph.initializer}
     assert [n.op_type for n in after.graph.node] == ["DequantizeLinear", "Reshape", "Conv"]
     assert list(tensors["w_quantized"].dims) == [6, 45] and list(tensors["w_scale"].dims) == [6, 2]
-    per_channel = quantize_model(proto, dtype="int8").model       # the pattern quantising tools know: no Reshape
+    per_channel = quantize_model(proto, dtype="int8").model  # the pattern quantising tools know: no Reshape
     assert [n.op_type for n in per_channel.graph.node] == ["DequantizeLinear", "Conv"]
-    assert {t.name: list(t.dims) for t in per_channel.graph.initializer} == {"w_quantized": [6, 5, 3, 3], "w_scale": [6]}
+    dims = {t.name: list(t.dims) for t in per_channel.graph.initializer}
+    assert dims == {"w_quantized": [6, 5, 3, 3], "w_scale": [6]}
 
 
 def test_value_tables_are_shared(layers):
     after = quantize_model(layers[0], dtype="mxfp4", export="portable").model
     tables = {t.name: t for t in after.graph.initializer if t.name.startswith("refq_")}
     assert set(tables) == {"refq_e2m1_values", "refq_e8m0_values"}
-    assert numpy_helper.to_array(tables["refq_e2m1_values"]).tolist() == [0, .5, 1, 1.5, 2, 3, 4, 6, -0., -.5, -1, -1.5, -2, -3, -4, -6]
-    assert np.signbit(numpy_helper.to_array(tables["refq_e2m1_values"])[8])
+    pairs, e2m1 = numpy_helper.to_array(tables["refq_e2m1_values"]), np.array([0, .5, 1, 1.5, 2, 3, 4, 6])
+    signed = np.concatenate([e2m1, -e2m1])
+    assert pairs.shape == (256, 2) and np.signbit(pairs[8, 0])
+    assert np.array_equal(pairs[:, 0], np.tile(signed, 16)) and np.array_equal(pairs[:, 1], np.repeat(signed, 16))
 
 
 def test_negative_zero_survives_in_tables():
@@ -230,7 +261,7 @@ def test_scales_too_small_for_that_become_float32():
     assert tensors["scale"].data_type == T.UINT8
 
 
-# -- fallbacks --------------------------------------------------------------------------------------------------
+# -- fallbacks -----------------------------------------------------------------------------------------------
 
 @pytest.mark.parametrize("dtype, style, used, reason", [
     ("e3m4_e8m0_t32", "native", "portable", "e3m4 has no native encoding in ONNX"),
@@ -248,11 +279,12 @@ def test_an_onnx_without_the_type(monkeypatch):
     monkeypatch.setattr(export.Carrier, "available", property(lambda self: "FLOAT6" not in self.type))
     _, nodes, report = stored("mxfp6")
     assert "Gather" in [n.op_type for n in nodes]
-    assert report.rows[0].reason == "e2m3 has no native encoding in ONNX (the installed onnx has no FLOAT6E2M3)"
+    reason = "e2m3 has no native encoding in ONNX (the installed onnx has no FLOAT6E2M3)"
+    assert report.rows[0].reason == reason
 
 
 def test_tables_that_float32_cannot_hold_become_float_values():
-    """Its least value is 2^-151: times the scale it is an ordinary number, in a table of float32 it is not."""
+    """Its least value is 2^-151: an ordinary number times the scale, but none of float32."""
     _, _, report = stored("e5m2b150ieee_float32_t32", style="portable")
     assert report.rows[0].encoding == "float32 values" and "not exact in float32" in report.rows[0].reason
 
@@ -262,7 +294,7 @@ def test_unknown_style():
         export.plan(data_type("mxfp4"), "packed")
 
 
-# -- types of the file ------------------------------------------------------------------------------------------
+# -- types of the file ---------------------------------------------------------------------------------------
 
 @pytest.mark.parametrize("style", export.STYLES)
 @pytest.mark.parametrize("kind", [T.FLOAT16, T.BFLOAT16, T.DOUBLE])
@@ -270,8 +302,9 @@ def test_files_of_other_float_types(kind, style):
     """Computed in float32, handed on in the file's type, which the graph keeps."""
     numpy_type = helper.tensor_dtype_to_np_dtype(kind)
     array = weight(50, 6, scale=0.1).astype(numpy_type)
-    proto = model([node("MatMul", ["x", "w"], ["y"])], [onnx.helper.make_tensor_value_info("x", kind, [3, 50])],
-                  [onnx.helper.make_tensor_value_info("y", kind, [3, 6])], {"w": array})
+    proto = model([node("MatMul", ["x", "w"], ["y"])],
+                  [helper.make_tensor_value_info("x", kind, [3, 50])],
+                  [helper.make_tensor_value_info("y", kind, [3, 6])], {"w": array})
     after = quantize_model(proto, dtype="mxfp4", export=style).model
     onnx.checker.check_model(after, full_check=True)
     if style == "float":
@@ -282,13 +315,14 @@ def test_files_of_other_float_types(kind, style):
     assert got.dtype == numpy_type and np.array_equal(got, wanted)
 
 
-# -- the tables themselves --------------------------------------------------------------------------------------
+# -- the tables themselves -----------------------------------------------------------------------------------
 
 def test_carriers_hold_what_they_accept():
     for carrier in (*export.ELEMENTS, *export.SCALES):
-        assert carrier.read in ("dequantize", "direct", "cast", "table", "values") and set(carrier.styles) <= set(export.STYLES)
+        assert carrier.read in ("dequantize", "direct", "cast", "table", "values")
+        assert set(carrier.styles) <= set(export.STYLES)
         size = re.search(r"\d+", carrier.type)
-        assert carrier.bits == int(size[0] if size else 32), carrier
+        assert carrier.bits * carrier.lanes == int(size[0] if size else 32), carrier
     for name in ("e2m1", "e3m2", "e4m3fn", "int5", "smint3", "binary8p4se"):
         element = number_format(name)
         for style in export.STYLES[:-1]:

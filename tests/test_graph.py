@@ -16,7 +16,8 @@ W = np.arange(12, dtype=np.float32).reshape(3, 4)
 def static(nodes, tensors=None, opset=17, name="t"):
     """(Graph, Static) of the tensor `t` that the nodes make from the weight `w` [3, 4]."""
     stored = {"w": W} if tensors is None else tensors
-    graph = Graph(model([*nodes, node("MatMul", ["x", name], ["y"])], {"x": [1, 3]}, {"y": None}, stored, opset=opset))
+    graph = Graph(
+        model([*nodes, node("MatMul", ["x", name], ["y"])], {"x": [1, 3]}, {"y": None}, stored, opset=opset))
     return graph, graph.static(graph.scopes[0], name)
 
 
@@ -25,9 +26,10 @@ def folded(nodes, **options):
     return graph.array(found)
 
 
-# -- constants --------------------------------------------------------------------------------------------------
+# -- constants -----------------------------------------------------------------------------------------------
 
-SPARSE = helper.make_sparse_tensor(tensor("", np.array([5.0, 7.0], np.float32)), tensor("", np.array([1, 6])), [2, 4])
+SPARSE = helper.make_sparse_tensor(tensor("", np.array([5.0, 7.0], np.float32)), tensor("", np.array([1, 6])),
+                                   [2, 4])
 COORDINATES = helper.make_sparse_tensor(tensor("", np.array([5.0, 7.0], np.float32)),
                                         tensor("", np.array([[0, 1], [1, 2]])), [2, 4])
 DENSE = np.array([[0, 5, 0, 0], [0, 0, 7, 0]], np.float32)
@@ -52,14 +54,16 @@ def test_a_constant_string():
 
 
 def test_a_sparse_initializer_is_read_and_measured():
-    sparse = helper.make_sparse_tensor(tensor("w", np.array([5.0, 7.0], np.float32)), tensor("i", np.array([1, 6])), [2, 4])
-    graph = Graph(model([node("MatMul", ["x", "w"], ["y"])], {"x": [1, 2]}, {"y": [1, 4]}, sparse_initializer=[sparse]))
+    sparse = helper.make_sparse_tensor(tensor("w", np.array([5.0, 7.0], np.float32)),
+                                       tensor("i", np.array([1, 6])), [2, 4])
+    graph = Graph(
+        model([node("MatMul", ["x", "w"], ["y"])], {"x": [1, 2]}, {"y": [1, 4]}, sparse_initializer=[sparse]))
     found = graph.static(graph.scopes[0], "w")
     assert graph.shape_and_type(found) == ((2, 4), T.FLOAT)
     assert np.array_equal(graph.array(found), DENSE)
 
 
-# -- chains -----------------------------------------------------------------------------------------------------
+# -- chains --------------------------------------------------------------------------------------------------
 
 @pytest.mark.parametrize("opset, nodes, expected", [
     (17, [node("Identity", ["w"], ["t"])], W),
@@ -96,20 +100,32 @@ def test_dequantized_constants_fold(opset, scale, attributes, expected):
 
 
 def test_the_path_of_a_chain():
-    _, found = static([node("Identity", ["w"], ["a"]), node("Transpose", ["a"], ["b"]), node("Cast", ["b"], ["t"], to=T.DOUBLE)])
+    _, found = static([
+        node("Identity", ["w"], ["a"]),
+        node("Transpose", ["a"], ["b"]),
+        node("Cast", ["b"], ["t"], to=T.DOUBLE)
+    ])
     assert found.chain == ("Cast", "Transpose", "Identity") and found.root.name == "w" and found.root.is_leaf
 
 
 def test_equal_by_construction():
-    graph, _ = static([node("Transpose", ["w"], ["a"]), node("Identity", ["w"], ["i"]), node("Transpose", ["i"], ["b"]),
-                       node("Transpose", ["w"], ["c"], perm=[0, 1]), node("Identity", ["a"], ["t"])])
+    graph, _ = static([
+        node("Transpose", ["w"], ["a"]),
+        node("Identity", ["w"], ["i"]),
+        node("Transpose", ["i"], ["b"]),
+        node("Transpose", ["w"], ["c"], perm=[0, 1]),
+        node("Identity", ["a"], ["t"])
+    ])
     keys = {name: graph.static(graph.scopes[0], name).key for name in "waibct"}
     assert keys["w"] == keys["i"] and keys["a"] == keys["b"] == keys["t"] and len(set(keys.values())) == 3
 
 
 @pytest.mark.parametrize("nodes", [
-    [node("Relu", ["x"], ["t"])], [node("Mul", ["x", "w"], ["t"])], [node("RandomNormal", [], ["t"], shape=[3, 4])],
-    [node("RandomNormalLike", ["w"], ["t"])], [node("Dropout", ["w"], ["t"])],
+    [node("Relu", ["x"], ["t"])],
+    [node("Mul", ["x", "w"], ["t"])],
+    [node("RandomNormal", [], ["t"], shape=[3, 4])],
+    [node("RandomNormalLike", ["w"], ["t"])],
+    [node("Dropout", ["w"], ["t"])],
 ])
 def test_what_depends_on_an_input_or_on_chance_is_not_static(nodes):
     assert static(nodes)[1] is None
@@ -135,12 +151,12 @@ def test_a_very_deep_graph():
 
 
 def test_a_constant_computed_along_many_paths_folds_in_time():
-    nodes = [node("Add", [f"a{i}", f"a{i}"], [f"a{i + 1}"]) for i in range(60)] + [node("Identity", ["a60"], ["t"])]
-    got = folded(nodes, tensors={"a0": np.ones(1)})
+    nodes = [node("Add", [f"a{i}", f"a{i}"], [f"a{i + 1}"]) for i in range(60)]
+    got = folded([*nodes, node("Identity", ["a60"], ["t"])], tensors={"a0": np.ones(1)})
     assert got == [2.0 ** 60]
 
 
-# -- overridable, damaged, missing ------------------------------------------------------------------------------
+# -- overridable, damaged, missing ---------------------------------------------------------------------------
 
 def test_an_initializer_that_is_an_input_is_overridable():
     proto = model([node("Transpose", ["w"], ["t"]), node("MatMul", ["x", "t"], ["y"])],
@@ -166,17 +182,22 @@ def test_missing_external_data_is_named(tmp_path):
         graph.array(found)
 
 
-# -- scopes -----------------------------------------------------------------------------------------------------
+# -- scopes --------------------------------------------------------------------------------------------------
 
 def nested():
     """An If whose branches use the outer weight, one of them inside a Loop with a weight of its own."""
-    loop_body = helper.make_graph(
-        [node("MatMul", ["s", "inner"], ["p"], name="deep"), node("MatMul", ["p", "w"], ["s2"], name="deep_outer"),
-         node("Identity", ["go"], ["go2"])], "body",
-        [value("i", [], T.INT64), value("go", [], T.BOOL), value("s", [2, 4])],
-        [value("go2", [], T.BOOL), value("s2", [2, 4])], [tensor("inner", weight(4, 4))])
-    then_branch = helper.make_graph([node("MatMul", ["x", "w"], ["a"], name="shallow")], "then", [], [value("a", [2, 4])])
-    else_branch = helper.make_graph([node("Loop", ["n", "", "x"], ["b"], body=loop_body)], "else", [], [value("b", [2, 4])])
+    steps = [
+        node("MatMul", ["s", "inner"], ["p"], name="deep"),
+        node("MatMul", ["p", "w"], ["s2"], name="deep_outer"),
+        node("Identity", ["go"], ["go2"])
+    ]
+    carried = [value("i", [], T.INT64), value("go", [], T.BOOL), value("s", [2, 4])]
+    loop_body = helper.make_graph(steps, "body", carried, [value("go2", [], T.BOOL), value("s2", [2, 4])],
+                                  [tensor("inner", weight(4, 4))])
+    then_branch = helper.make_graph([node("MatMul", ["x", "w"], ["a"], name="shallow")], "then", [],
+                                    [value("a", [2, 4])])
+    else_branch = helper.make_graph([node("Loop", ["n", "", "x"], ["b"], body=loop_body)], "else", [],
+                                    [value("b", [2, 4])])
     return model([node("If", ["c"], ["y"], name="choice", then_branch=then_branch, else_branch=else_branch)],
                  [value("x", [2, 4]), value("c", [], T.BOOL)], {"y": [2, 4]},
                  {"w": weight(4, 4, seed=1), "n": np.array(2)})
@@ -186,7 +207,8 @@ def test_bodies_are_scopes_that_see_outward():
     graph = Graph(nested())
     onnx.checker.check_model(graph.model)
     assert {scope.label for scope in graph.scopes} == {
-        "", "else_branch of If 'choice'", "body of Loop 'b' in else_branch of If 'choice'", "then_branch of If 'choice'"}
+        "", "then_branch of If 'choice'", "else_branch of If 'choice'",
+        "body of Loop 'b' in else_branch of If 'choice'"}
     loop = next(scope for scope in graph.scopes if scope.label.startswith("body"))
     assert graph.static(loop, "w").scope is graph.scopes[0] and graph.static(loop, "inner").scope is loop
     assert graph.static(loop, "s") is None and graph.static(loop, "x") is None
@@ -210,7 +232,7 @@ def test_inserting_into_outer_scopes_and_rewiring_inner_nodes():
     assert "w" not in after.scopes[0].initializers and len(after.uses(after.scopes[0], "fresh")) == 2
 
 
-# -- editing ----------------------------------------------------------------------------------------------------
+# -- editing -------------------------------------------------------------------------------------------------
 
 def edited(nodes, tensors, target="y", index=1, inputs=None, outputs=None, **options):
     """The model after operand `index` of the node that makes `target` was rewired to the new tensor `n`."""
@@ -223,27 +245,37 @@ def edited(nodes, tensors, target="y", index=1, inputs=None, outputs=None, **opt
 
 
 def test_a_chain_that_nothing_reads_any_more_goes():
-    proto = edited([node("Transpose", ["w"], ["a"]), node("Cast", ["a"], ["t"], to=T.FLOAT), node("MatMul", ["x", "t"], ["y"])],
-                   {"w": W}, value_info=[value("a", [4, 3])])
+    proto = edited([
+        node("Transpose", ["w"], ["a"]),
+        node("Cast", ["a"], ["t"], to=T.FLOAT),
+        node("MatMul", ["x", "t"], ["y"])
+    ], {"w": W}, value_info=[value("a", [4, 3])])
     assert [n.op_type for n in proto.graph.node] == ["MatMul"]
     assert [t.name for t in proto.graph.initializer] == ["n"] and not proto.graph.value_info
 
 
 def test_what_others_read_stays():
-    proto = edited([node("Transpose", ["w"], ["t"]), node("MatMul", ["x", "t"], ["y"]), node("Relu", ["w"], ["z"])],
-                   {"w": W}, outputs={"y": None, "z": None})
+    proto = edited([
+        node("Transpose", ["w"], ["t"]),
+        node("MatMul", ["x", "t"], ["y"]),
+        node("Relu", ["w"], ["z"])
+    ], {"w": W}, outputs={"y": None, "z": None})
     assert [n.op_type for n in proto.graph.node] == ["MatMul", "Relu"]
     assert sorted(t.name for t in proto.graph.initializer) == ["n", "w"]
 
 
 def test_a_graph_output_stays():
-    proto = edited([node("Transpose", ["w"], ["t"]), node("MatMul", ["x", "t"], ["y"])], {"w": W}, outputs={"y": None, "t": None})
+    proto = edited([node("Transpose", ["w"], ["t"]),
+                    node("MatMul", ["x", "t"], ["y"])], {"w": W}, outputs={"y": None, "t": None})
     assert [n.op_type for n in proto.graph.node] == ["Transpose", "MatMul"]
 
 
 def test_what_was_unused_from_the_beginning_stays():
-    proto = edited([node("Transpose", ["w"], ["t"]), node("Transpose", ["u"], ["idle"]), node("MatMul", ["x", "t"], ["y"])],
-                   {"w": W, "u": W, "lonely": W})
+    proto = edited([
+        node("Transpose", ["w"], ["t"]),
+        node("Transpose", ["u"], ["idle"]),
+        node("MatMul", ["x", "t"], ["y"])
+    ], {"w": W, "u": W, "lonely": W})
     assert [n.output[0] for n in proto.graph.node] == ["idle", "y"]
     assert sorted(t.name for t in proto.graph.initializer) == ["lonely", "n", "u"]
 
@@ -254,8 +286,11 @@ def test_an_initializer_takes_its_graph_input_with_it():
 
 
 def test_one_output_of_several_in_use_keeps_the_node():
-    proto = edited([node("Split", ["w"], ["t", "s"], axis=1), node("MatMul", ["x", "t"], ["y"]), node("MatMul", ["x", "s"], ["z"])],
-                   {"w": W}, outputs={"y": None, "z": None})
+    proto = edited([
+        node("Split", ["w"], ["t", "s"], axis=1),
+        node("MatMul", ["x", "t"], ["y"]),
+        node("MatMul", ["x", "s"], ["z"])
+    ], {"w": W}, outputs={"y": None, "z": None})
     assert [n.op_type for n in proto.graph.node] == ["Split", "MatMul", "MatMul"]
 
 
@@ -267,4 +302,5 @@ def test_unique_names_avoid_every_name_of_the_model():
 
 
 def test_the_opset():
-    assert opset_of(model([], {}, {}, opset=[helper.make_opsetid("x", 3), helper.make_opsetid("ai.onnx", 12)])) == 12
+    assert opset_of(model([], {}, {}, opset=[helper.make_opsetid("x", 3),
+                                             helper.make_opsetid("ai.onnx", 12)])) == 12

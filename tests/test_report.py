@@ -11,11 +11,12 @@ from onnx_models import every_layer, matmul_model, weight
 
 from refq.blocks.quantize import quantize
 from refq.blocks.rows import data_type
+from refq.formats.codec import decode
 from refq.models import page, report
 from refq.models.quantize import quantize_model
 from refq.models.report import Report, Row, measure
 
-# -- measuring --------------------------------------------------------------------------------------------------
+# -- measuring -----------------------------------------------------------------------------------------------
 
 
 def measured(x, dtype, axis=-1):
@@ -24,7 +25,7 @@ def measured(x, dtype, axis=-1):
 
 
 def exact_saturation(x, q):
-    """Element by element, in fractions: rounded to nearest even without a range, is it beyond the largest value?"""
+    """Element by element, in fractions: does it round to nearest even beyond the largest value?"""
     row = data_type(q.dtype).element_row
     values = np.moveaxis(x, q.axis, -1)
     scales = None if q.scales is None else np.moveaxis(q.scales, q.axis, -1)
@@ -32,9 +33,8 @@ def exact_saturation(x, q):
     for index in np.ndindex(values.shape):
         scale = Fraction(1)
         if scales is not None:
-            tile = {"channel": 0, "tensor": 0}.get(q.dtype.tile, q.dtype.tile and isinstance(q.dtype.tile, int) and index[-1] // q.dtype.tile)
+            tile = index[-1] // q.dtype.tile if isinstance(q.dtype.tile, int) else 0
             where = (0,) * values.ndim if q.dtype.tile == "tensor" else (*index[:-1], tile)
-            from refq.formats.codec import decode
             scale = Fraction(float(decode(scales[where].reshape(1), q.dtype.scale, np.float64)[0]))
             scale *= Fraction(float(q.tensor_scale)) if q.tensor_scale is not None else 1
         if scale == 0:
@@ -46,8 +46,10 @@ def exact_saturation(x, q):
     return count / x.size
 
 
-@pytest.mark.parametrize("dtype", ["mxfp4", "mxfp8_e4m3", "mxfp6_e2m3", "mxint8", "nvfp4", "int8", "int4", "e2m1", "e4m3fn",
-                                   "int8_float32_tensor", "uint4_float32_t32", "e3m2_float32_channel"])
+@pytest.mark.parametrize("dtype", [
+    "mxfp4", "mxfp8_e4m3", "mxfp6_e2m3", "mxint8", "nvfp4", "int8", "int4", "e2m1", "e4m3fn",
+    "int8_float32_tensor", "uint4_float32_t32", "e3m2_float32_channel"
+])
 @pytest.mark.parametrize("axis", [0, 1])
 def test_saturation_is_counted_exactly(dtype, axis):
     x = weight(70, 9, scale=4.0)
@@ -80,19 +82,22 @@ def test_sqnr():
     q = quantize(x, "mxfp4", 0)
     effective = q.dequantize()
     found = measure(x, q, effective)
-    assert found.sqnr_db == pytest.approx(10 * np.log10((x ** 2).sum() / ((x - effective) ** 2).sum()), abs=1e-9)
+    assert found.sqnr_db == pytest.approx(10 * np.log10((x**2).sum() / ((x - effective)**2).sum()), abs=1e-9)
     exact = np.array([[1.0, 2.0, -3.0]], np.float32)
-    assert measured(exact, "mxfp4")[0].sqnr_db is None and measured(np.zeros((4, 4), np.float32), "mxfp4")[0].sqnr_db is None
+    for lossless in (exact, np.zeros((4, 4), np.float32)):
+        assert measured(lossless, "mxfp4")[0].sqnr_db is None
 
 
-@pytest.mark.parametrize("shape, axis", [((300, 7), 0), ((7, 300), 1), ((7, 300), 0), ((3, 40, 50), 1), ((3, 50, 40), 2), ((2000,), 0)])
+@pytest.mark.parametrize("shape, axis", [((300, 7), 0), ((7, 300), 1), ((7, 300), 0), ((3, 40, 50), 1),
+                                         ((3, 50, 40), 2), ((2000,), 0)])
 @pytest.mark.parametrize("dtype", ["mxfp4", "nvfp4", "int8", "int8_float32_tensor", "e2m1"])
 def test_pieces_add_up(shape, axis, dtype, monkeypatch):
     whole = measured(weight(*shape), dtype, axis)[0]
     monkeypatch.setattr(report, "SLAB", 100)
     pieces = measured(weight(*shape), dtype, axis)[0]
     assert pieces.sqnr_db == pytest.approx(whole.sqnr_db, abs=1e-9)
-    assert (pieces.saturated, pieces.flushed, pieces.histogram) == (whole.saturated, whole.flushed, whole.histogram)
+    for fact in ("saturated", "flushed", "histogram"):
+        assert getattr(pieces, fact) == getattr(whole, fact)
 
 
 def test_histograms_hold_every_weight():
@@ -102,18 +107,18 @@ def test_histograms_hold_every_weight():
     assert page.histogram(np.zeros(3), np.zeros(3)).before[30] == 3
 
 
-# -- totals -----------------------------------------------------------------------------------------------------
+# -- totals --------------------------------------------------------------------------------------------------
 
 def row(output="y", **facts):
-    given = dict(node="", op="MatMul", output=output, tensor="w", shape=(4, 4), dtype="mxfp4", status="quantised",
-                 parameters=16, bits=4.25, stored_bits=4.5, sqnr_db=18.0, saturated=0.01, flushed=0.1,
-                 histogram=page.histogram(np.ones(3), np.ones(3)))
+    given = dict(node="", op="MatMul", output=output, tensor="w", shape=(4, 4), dtype="mxfp4",
+                 status="quantised", parameters=16, bits=4.25, stored_bits=4.5, sqnr_db=18.0, saturated=0.01,
+                 flushed=0.1, histogram=page.histogram(np.ones(3), np.ones(3)))
     return Row(**(given | facts))
 
 
 def made(*rows, **facts):
-    given = dict(rows=tuple(rows), dtype="mxfp4", method="rtn", export="native", rounding="rne", recipe="ocp", version="0",
-                 parameters=100, source_bytes=4000, target_bytes=1000)
+    given = dict(rows=tuple(rows), dtype="mxfp4", method="rtn", export="native", rounding="rne", recipe="ocp",
+                 version="0", parameters=100, source_bytes=4000, target_bytes=1000)
     return Report(**(given | facts))
 
 
@@ -135,7 +140,7 @@ def test_nothing_lost_and_nothing_done():
     assert "No weight was quantised" in nothing.to_html() and json.dumps(nothing.to_json(), allow_nan=False)
 
 
-# -- faces ------------------------------------------------------------------------------------------------------
+# -- faces ---------------------------------------------------------------------------------------------------
 
 @pytest.fixture(scope="module")
 def full():
@@ -154,14 +159,20 @@ def test_text(full):
 
 def test_json_is_plain_and_keeps_its_schema(full):
     data = json.loads(json.dumps(full.to_json(), allow_nan=False))
-    assert list(data) == ["refq_report", "refq_version", "source", "target", "settings", "totals", "warnings", "rows"]
+    assert list(data) == [
+        "refq_report", "refq_version", "source", "target", "settings", "totals", "warnings", "rows"
+    ]
     assert data["refq_report"] == 1
     assert list(data["settings"]) == ["dtype", "method", "export", "rounding", "recipe"]
-    assert list(data["totals"]) == ["layers", "quantised_layers", "parameters", "quantised_parameters", "average_bits",
-                                    "average_stored_bits", "source_bytes", "target_bytes", "worst_output", "worst_sqnr_db"]
+    assert list(data["totals"]) == [
+        "layers", "quantised_layers", "parameters", "quantised_parameters", "average_bits",
+        "average_stored_bits", "source_bytes", "target_bytes", "worst_output", "worst_sqnr_db"
+    ]
     assert list(data["rows"][0]) == [
-        "node", "op", "output", "tensor", "shape", "dtype", "status", "reason", "where", "reached", "axis", "method",
-        "parameters", "bits", "stored_bits", "encoding", "sqnr_db", "saturated", "flushed", "shared", "histogram"]
+        "node", "op", "output", "tensor", "shape", "dtype", "status", "reason", "where", "reached", "axis",
+        "method", "parameters", "bits", "stored_bits", "encoding", "sqnr_db", "saturated", "flushed",
+        "shared", "histogram"
+    ]
     assert list(data["rows"][0]["histogram"]) == ["low", "high", "before", "after"]
     assert {r["status"] for r in data["rows"]} == {"quantised", "skipped"}
 
@@ -180,7 +191,8 @@ def test_the_page_escapes_what_a_model_may_contain():
     hostile = made(row(output="<b>x</b>", node="<script>alert(1)</script>", tensor="a&b", op="<i>"), SKIPPED,
                    warnings=("<u>",), source="<s>.onnx")
     html = hostile.to_html()
-    assert not re.search(r"<script|<b>x|<i>|<u>|<s>", html) and "&lt;script&gt;" in html and "a <reason>" not in html
+    assert not re.search(r"<script|<b>x|<i>|<u>|<s>",
+                         html) and "&lt;script&gt;" in html and "a <reason>" not in html
 
 
 def test_the_worst_layers_come_first():
@@ -191,20 +203,23 @@ def test_the_worst_layers_come_first():
     assert "The worst 40 of 60 are shown" in chart
 
 
-@pytest.mark.parametrize("db, grade", [(None, "good"), (30, "good"), (29.9, "fair"), (18, "fair"), (17, "poor"), (0, "bad"), (-3, "bad")])
+@pytest.mark.parametrize("db, grade", [(None, "good"), (30, "good"), (29.9, "fair"), (18, "fair"),
+                                       (17, "poor"), (0, "bad"), (-3, "bad")])
 def test_grades(db, grade):
     assert report.grade_sqnr(db) == grade
     made(row(sqnr_db=db)).to_html()
 
 
-@pytest.mark.parametrize("share, text", [(None, ""), (0, "0"), (1e-6, "<0.01"), (0.0035, "0.35"), (0.124, "12.4"), (1, "100.0")])
+@pytest.mark.parametrize("share, text", [(None, ""), (0, "0"), (1e-6, "<0.01"), (0.0035, "0.35"),
+                                         (0.124, "12.4"), (1, "100.0")])
 def test_percent(share, text):
     assert report.percent(share) == text
 
 
-@pytest.mark.parametrize("names, short", [
-    (["/m/l.0/q/MatMul", "/m/l.1/k/MatMul"], ["0/q", "1/k"]), (["conv1", "conv2"], ["conv1", "conv2"]), (["a"], ["a"]), ([], []),
-    (["a/x", "a/x"], ["a/x", "a/x"]), (["a/b", "a/b/c"], ["b", "b/c"]), (["x.weight", "y.weight"], ["x.", "y."])])
+@pytest.mark.parametrize("names, short", [(["/m/l.0/q/MatMul", "/m/l.1/k/MatMul"], ["0/q", "1/k"]),
+                                          (["conv1", "conv2"], ["conv1", "conv2"]), (["a"], ["a"]), ([], []),
+                                          (["a/x", "a/x"], ["a/x", "a/x"]), (["a/b", "a/b/c"], ["b", "b/c"]),
+                                          (["x.weight", "y.weight"], ["x.", "y."])])
 def test_short_names(names, short):
     assert page.short_names(names) == short
 

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 from onnx import TensorProto as T
 from onnx import helper
-from onnx_models import LAYERS, every_layer, matrix, model, node, tensor, value, weight
+from onnx_models import (LAYERS, every_layer, feeds, input_name, matrix, model, node, run_reference, tensor,
+                         value, weight, weight_name)
 
 from refq.errors import InputError
 from refq.models.graph import Graph
@@ -22,7 +23,7 @@ def only(nodes, tensors, inputs=None, **options):
     return found[0]
 
 
-# -- matrices ---------------------------------------------------------------------------------------------------
+# -- matrices ------------------------------------------------------------------------------------------------
 
 def test_every_kind_of_layer_is_found_as_its_matrix():
     proto, weights = every_layer()
@@ -37,36 +38,32 @@ def test_every_kind_of_layer_is_found_as_its_matrix():
 
 @pytest.mark.parametrize("name", LAYERS)
 def test_the_reduction_axis_is_the_one_the_layer_sums_over(name):
-    """Scaling index k of the reduction axis by zero and the same part of the input changes the output equally."""
-    from onnx_models import feeds, run_reference
+    """With ones at index 3 of that axis and zeros elsewhere, outputs differ only in where they look at x."""
     proto, weights = every_layer()
     (array, axis), given = matrix(name, weights[name]), feeds(proto)
     probe = np.zeros_like(array)
     probe[(slice(None),) * axis + (3,)] = 1.0
-    index = next(i for i, t in enumerate(proto.graph.initializer) if t.name in LAYERS[name][0].input)
-    proto.graph.initializer[index].CopyFrom(tensor(proto.graph.initializer[index].name, probe.reshape(weights[name].shape)))
-    got = run_reference(proto, given, [name])[0]
-    if "Conv" != LAYERS[name][0].op_type:
-        # with a one at index 3 of the summed axis, every output is that entry of the input alone
-        x = next(v for k, v in given.items() if k in LAYERS[name][0].input)
-        side = 0 if name in ("left", "leftbatched", "gemma", "gemmat", "gemmt") else x.ndim - 1
-        side = 1 if name == "leftbatched" else side
-        alpha = 0.5 if name == "gemm" else 1.0
-        expected = alpha * np.take(x, 3, axis=side)
-        assert all(np.any(np.isclose(expected, v)) for v in got.ravel())
+    stored = next(t for t in proto.graph.initializer if t.name == weight_name(name))
+    stored.CopyFrom(tensor(stored.name, probe.reshape(weights[name].shape)))
+    got, x = run_reference(proto, given, [name])[0], given[input_name(name)]
+    op, _, _, _, _, attributes = LAYERS[name]
+    if op == "Conv":  # every output channel of a group sees the same tap
+        for group in np.split(np.moveaxis(got, 1, 0), attributes.get("group", 1)):
+            assert np.array_equal(group, np.broadcast_to(group[:1], group.shape))
     else:
-        outs = np.moveaxis(got, 1, 0).reshape(got.shape[1], -1)   # every output channel of a group sees the same tap
-        group = next((a.i for a in LAYERS[name][0].attribute if a.name == "group"), 1)
-        for block in np.split(outs, group):
-            assert np.array_equal(block, np.broadcast_to(block[:1], block.shape))
+        entries = attributes.get("alpha", 1.0) * np.take(x, 3, axis=x.shape.index(array.shape[axis]))
+        assert all(np.isclose(entries, out).any() for out in got.ravel())
 
 
 @pytest.mark.parametrize("nodes, axis, reached", [
     ([node("MatMul", ["x", "w"], ["y"])], 0, ()),
     ([node("Transpose", ["w"], ["t"]), node("MatMul", ["x", "t"], ["y"])], 0, ("Transpose",)),
     ([node("Identity", ["w"], ["t"]), node("MatMul", ["t", "x"], ["y"])], 1, ("Identity",)),
-    ([node("Cast", ["w"], ["a"], to=T.DOUBLE), node("Transpose", ["a"], ["t"]), node("Gemm", ["x", "t"], ["y"], transB=1)],
-     1, ("Cast", "Transpose")),
+    ([
+        node("Cast", ["w"], ["a"], to=T.DOUBLE),
+        node("Transpose", ["a"], ["t"]),
+        node("Gemm", ["x", "t"], ["y"], transB=1)
+    ], 1, ("Cast", "Transpose")),
 ])
 def test_weights_behind_other_nodes(nodes, axis, reached):
     site = only(nodes, {"w": weight(8, 8)})
@@ -76,7 +73,10 @@ def test_weights_behind_other_nodes(nodes, axis, reached):
 
 
 def test_weights_in_constant_nodes():
-    site = only([node("Constant", [], ["w"], value=tensor("", weight(8, 4))), node("MatMul", ["x", "w"], ["y"])], {})
+    site = only([
+        node("Constant", [], ["w"], value=tensor("", weight(8, 4))),
+        node("MatMul", ["x", "w"], ["y"])
+    ], {})
     assert site.tensor == "w" and site.stored_shape == (8, 4) and site.type == T.FLOAT
 
 
@@ -86,15 +86,24 @@ def test_the_right_operand_comes_first():
 
 
 def test_products_of_activations_bear_no_weight():
-    assert sites(model([node("MatMul", ["x", "x"], ["y"]), node("Gemm", ["x", "y"], ["z"])], {"x": [3, 3]}, {"z": None})) == []
+    assert sites(
+        model([node("MatMul", ["x", "x"], ["y"]),
+               node("Gemm", ["x", "y"], ["z"])], {"x": [3, 3]}, {"z": None})) == []
 
 
-# -- sharing ----------------------------------------------------------------------------------------------------
+# -- sharing -------------------------------------------------------------------------------------------------
 
 def test_sharing_is_the_same_constant_in_the_same_view():
-    nodes = [node("MatMul", ["x", "w"], ["a"]), node("Identity", ["w"], ["i"]), node("MatMul", ["x", "i"], ["b"]),
-             node("MatMul", ["w", "x"], ["c"]), node("Transpose", ["w"], ["t"]), node("Transpose", ["i"], ["u"]),
-             node("MatMul", ["x", "t"], ["d"]), node("MatMul", ["x", "u"], ["e"])]
+    nodes = [
+        node("MatMul", ["x", "w"], ["a"]),
+        node("Identity", ["w"], ["i"]),
+        node("MatMul", ["x", "i"], ["b"]),
+        node("MatMul", ["w", "x"], ["c"]),
+        node("Transpose", ["w"], ["t"]),
+        node("Transpose", ["i"], ["u"]),
+        node("MatMul", ["x", "t"], ["d"]),
+        node("MatMul", ["x", "u"], ["e"])
+    ]
     found = sites(model(nodes, {"x": [4, 4]}, {k: None for k in "abcde"}, {"w": weight(4, 4)}))
     groups = {}
     for site in found:
@@ -102,7 +111,7 @@ def test_sharing_is_the_same_constant_in_the_same_view():
     assert sorted(groups.values()) == [["a", "b"], ["c"], ["d", "e"]]
 
 
-# -- rows for what is not cast ----------------------------------------------------------------------------------
+# -- rows for what is not cast -------------------------------------------------------------------------------
 
 LSTM = {"w": weight(1, 16, 4), "r": weight(1, 16, 4)}
 
@@ -127,19 +136,23 @@ def test_weights_that_are_not_cast_have_a_site_with_the_reason(nodes, tensors, r
     assert site.view is None and reason in site.reason and site.key == "y"
 
 
-@pytest.mark.parametrize("nodes, tensors", [
-    ([node("Gather", ["w", "x"], ["y"])], {"w": np.arange(9)}),                              # shape arithmetic
-    ([node("Gather", ["w", "i"], ["g"]), node("Mul", ["g", "x"], ["y"])], {"w": weight(9, 4), "i": np.array([1, 2])}),
-    ([node("Add", ["x", "w"], ["y"])], {"w": weight(4)}),
-    ([node("LayerNormalization", ["x", "w"], ["y"])], {"w": weight(4)}),
-])
+@pytest.mark.parametrize(
+    "nodes, tensors",
+    [
+        ([node("Gather", ["w", "x"], ["y"])], {"w": np.arange(9)}),  # shape arithmetic
+        ([node("Gather", ["w", "i"], ["g"]),
+          node("Mul", ["g", "x"], ["y"])], {"w": weight(9, 4), "i": np.array([1, 2])}),
+        ([node("Add", ["x", "w"], ["y"])], {"w": weight(4)}),
+        ([node("LayerNormalization", ["x", "w"], ["y"])], {"w": weight(4)}),
+    ])
 def test_what_is_no_weight_has_no_site(nodes, tensors):
     assert sites(model(nodes, {"x": None}, {"y": None}, tensors)) == []
 
 
 def test_weights_in_bodies_are_found():
     then_branch = helper.make_graph([node("MatMul", ["x", "w"], ["a"])], "then", [], [value("a", None)])
-    else_branch = helper.make_graph([node("MatMul", ["x", "v"], ["b"])], "else", [], [value("b", None)], [tensor("v", weight(4, 4))])
+    else_branch = helper.make_graph([node("MatMul", ["x", "v"], ["b"])], "else", [], [value("b", None)],
+                                    [tensor("v", weight(4, 4))])
     proto = model([node("If", ["c"], ["y"], then_branch=then_branch, else_branch=else_branch)],
                   [value("x", [2, 4]), value("c", [], T.BOOL)], {"y": None}, {"w": weight(4, 4)})
     found = sites(proto)
@@ -148,23 +161,29 @@ def test_weights_in_bodies_are_found():
 
 
 def test_layers_are_told_apart_without_names():
-    found = sites(model([node("MatMul", ["x", "w"], ["a"], name="same"), node("MatMul", ["a", "w"], ["b"], name="same"),
-                         node("MatMul", ["b", "w"], ["y"])], {"x": [1, 4]}, {"y": None}, {"w": weight(4, 4)}))
+    found = sites(
+        model([
+            node("MatMul", ["x", "w"], ["a"], name="same"),
+            node("MatMul", ["a", "w"], ["b"], name="same"),
+            node("MatMul", ["b", "w"], ["y"])
+        ], {"x": [1, 4]}, {"y": None}, {"w": weight(4, 4)}))
     assert [site.key for site in found] == ["a", "b", "y"] and len({site.place for site in found}) == 3
 
 
-# -- reading ----------------------------------------------------------------------------------------------------
+# -- reading -------------------------------------------------------------------------------------------------
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
 def test_values_that_are_not_finite_are_refused_with_their_place(bad):
     array = weight(8, 4)
     array[5, 2] = bad
-    graph = Graph(model([node("MatMul", ["x", "w"], ["y"], name="layer")], {"x": [1, 8]}, {"y": None}, {"w": array}))
+    graph = Graph(
+        model([node("MatMul", ["x", "w"], ["y"], name="layer")], {"x": [1, 8]}, {"y": None}, {"w": array}))
     with pytest.raises(InputError, match=rf"'w' of MatMul 'layer' holds {bad} at \(5, 2\)"):
         read_weight(graph, find_weights(graph)[0])
 
 
 def test_a_replaceable_default_is_noted():
     given = {"x": [1, 4], "w": [4, 4]}
-    assert "a caller could replace" in only([node("MatMul", ["x", "w"], ["y"])], {"w": weight(4, 4)}, given).note
+    assert "a caller could replace" in only([node("MatMul", ["x", "w"], ["y"])], {"w": weight(4, 4)},
+                                            given).note
     assert only([node("MatMul", ["x", "w"], ["y"])], {"w": weight(4, 4)}, given, ir=3, opset=8).note == ""

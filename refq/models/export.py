@@ -1,11 +1,11 @@
-"""How quantised weights are written into an ONNX graph: one table of carriers, read for every data type and style.
+"""How quantised weights are written into an ONNX graph: one table of carriers for every data type and style.
 
-A *carrier* is a way to keep the codes of a number format in a tensor of a standard ONNX type, together with the way
-a runtime gets their values back. The element codes have one carrier and the scale codes another; a `Plan` is the pair
-for one data type in one style. The styles, each falling back to the next where it has no carrier:
+A *carrier* is a way to keep the codes of a number format in a tensor of a standard ONNX type, together with
+the way a runtime gets their values back. The element codes have one carrier and the scale codes another; a
+`Plan` is the pair for one data type in one style. A style that has no carrier falls back to the next:
 
 native    packed standard types under DequantizeLinear: the smallest file, for runtimes that know the types.
-portable  operators and types that onnxruntime's CPU kernels run: float4 and float6 are looked up in small tables.
+portable  what onnxruntime's CPU kernels run: float4 and float6 are looked up in small tables.
 float     the dequantised values in place of the weights: any runtime, no smaller than the source.
 """
 
@@ -24,7 +24,6 @@ from refq.models.weights import FLOATS, View
 
 STYLES = ("native", "portable", "float")
 _BOTH = ("native", "portable")
-DEQUANTIZE = 19   # int8 is older, but onnx.reference has no DequantizeLinear below 19
 
 
 @dataclass(frozen=True)
@@ -32,10 +31,10 @@ class Carrier:
     """One row of ELEMENTS or SCALES.
 
     type: ONNX element type. bits: what one code takes in the file. accepts: which number formats it can hold.
-    read: how the values come back,
-      "dequantize" as the first operand of DequantizeLinear, "direct" as its scale operand (or a factor of Mul),
-      "cast" by Cast, "table" by Gather from the list of the format's values, "values" stored as float32 values.
-    styles: which export styles use it. opset: the least that reads it; blocked: the least that reads it in tiles.
+    read: how the values come back: "dequantize" as the first operand of DequantizeLinear, "direct" as its
+    scale operand (or a factor of Mul), "cast" by Cast, "table" by Gather from the format's values (of all
+    codes in one byte, where several lie in one), "values" stored as float32 values. styles: which export
+    styles use it. opset: the least that reads it. blocked: the least for DequantizeLinear in tiles.
     """
 
     type: str
@@ -51,13 +50,20 @@ class Carrier:
         """Whether the installed onnx knows the type."""
         return hasattr(TensorProto, self.type)
 
+    @property
+    def lanes(self) -> int:
+        """Codes in one element of a table's index."""
+        return 8 // self.bits if self.read == "table" else 1
+
 
 def _named(*names):
     return lambda row: row.name in names
 
 
 def _integer(bits, signed):
-    return lambda row: isinstance(row, Int) and row.encoding == "twos" and row.signed == signed and row.bits <= bits
+    def accepts(row):
+        return isinstance(row, Int) and row.encoding == "twos" and row.signed == signed and row.bits <= bits
+    return accepts
 
 
 def _up_to(bits):
@@ -66,7 +72,7 @@ def _up_to(bits):
 
 # The first row that fits is taken.
 ELEMENTS: tuple[Carrier, ...] = (
-    *(Carrier(kind, 8, "dequantize", _named(name), _BOTH, DEQUANTIZE) for kind, name in (
+    *(Carrier(kind, 8, "dequantize", _named(name), _BOTH, 19) for kind, name in (
         ("FLOAT8E4M3FN", "e4m3fn"), ("FLOAT8E5M2", "e5m2"),
         ("FLOAT8E4M3FNUZ", "e4m3fnuz"), ("FLOAT8E5M2FNUZ", "e5m2fnuz"))),
     Carrier("FLOAT4E2M1", 4, "dequantize", _named("e2m1"), ("native",), 23, 23),
@@ -74,32 +80,31 @@ ELEMENTS: tuple[Carrier, ...] = (
     Carrier("FLOAT6E3M2", 6, "dequantize", _named("e3m2"), ("native",), 28, 28),
     Carrier("INT2", 2, "dequantize", _integer(2, True), ("native",), 25, 25),
     Carrier("UINT2", 2, "dequantize", _integer(2, False), ("native",), 25, 25),
+    *(Carrier("UINT8", bits, "table", _up_to(bits), ("portable",), 13) for bits in (1, 2)),
     *(Carrier(f"{'' if signed else 'U'}INT{bits}", bits, "dequantize", _integer(bits, signed), _BOTH, opset)
-      for bits, opset in ((4, 21), (8, DEQUANTIZE), (16, 21)) for signed in (True, False)),
+      for bits, opset in ((4, 21), (8, 13), (16, 21)) for signed in (True, False)),
     Carrier("BFLOAT16", 16, "cast", _named("bfloat16"), _BOTH, 13),
     Carrier("FLOAT16", 16, "cast", _named("binary16"), _BOTH, 13),
     Carrier("FLOAT", 32, "cast", _named("binary32"), _BOTH, 13),
-    Carrier("UINT4", 4, "table", _up_to(4), ("portable",), 21),
-    Carrier("UINT8", 8, "table", _up_to(8), ("portable",), 13, 13),
+    *(Carrier("UINT8", bits, "table", _up_to(bits), ("portable",), 13) for bits in (4, 8)),
 )
 SCALES: tuple[Carrier, ...] = (
     Carrier("FLOAT", 32, "direct", _named("binary32"), _BOTH, 10),
-    Carrier("FLOAT8E8M0", 8, "direct", _named("e8m0"), ("native",), 24, 24),
+    Carrier("FLOAT8E8M0", 8, "direct", _named("e8m0"), ("native",), 24),
     Carrier("FLOAT16", 16, "cast", _named("binary16"), _BOTH, 13),
     Carrier("BFLOAT16", 16, "cast", _named("bfloat16"), ("native",), 13),
     Carrier("FLOAT8E4M3FN", 8, "cast", _named("e4m3fn", "ue4m3"), _BOTH, 19),
     Carrier("FLOAT8E5M2", 8, "cast", _named("e5m2"), _BOTH, 19),
-    Carrier("UINT8", 8, "table", _up_to(8), _BOTH, 13, 13),
+    Carrier("UINT8", 8, "table", _up_to(8), _BOTH, 13),
     Carrier("FLOAT", 32, "values", lambda row: True, _BOTH, 10),
 )
 
 
 @dataclass(frozen=True)
 class Plan:
-    """How the weights of one data type are written. style: the one used, which may be a fallback for `reason`.
+    """How the weights of one data type are written. style: the one used, which may be a fallback, see reason.
 
     element, scale: carriers (element None: float values; scale None: the data type has none).
-    opset: what reading per tensor or per channel needs; blocked: what reading in tiles needs.
     """
 
     style: str
@@ -107,25 +112,18 @@ class Plan:
     scale: Carrier | None = None
     reason: str = ""
 
-    @property
-    def opset(self) -> int:
-        return max((c.opset for c in (self.element, self.scale) if c), default=0)
-
-    @property
-    def blocked(self) -> int:
-        return max((max(c.opset, c.blocked) for c in (self.element, self.scale) if c), default=0)
-
     def opset_for(self, block, view: View, shape: tuple[int, ...]) -> int:
-        """The opset that a weight of this view and stored shape needs."""
+        """The opset that a weight of this view and stored shape needs, 0 for any."""
         tiles = isinstance(block.tile, int) or (block.tile == "channel" and len(view.matrix_shape(shape)) > 2)
-        return self.blocked if tiles else self.opset
+        blocked = [self.element.blocked] if self.element and self.element.read == "dequantize" and tiles else []
+        return max([carrier.opset for carrier in (self.element, self.scale) if carrier] + blocked, default=0)
 
 
 FLOAT_PLAN = Plan("float")
 
 
 def plan(block, style: str) -> Plan:
-    """How the data type `block` is written in a style; falls back from native to portable to float, with the reason.
+    """How the data type `block` is written in a style, or in the next (native, portable, float) and why.
 
     Raises InputError for an unknown style.
     """
@@ -138,7 +136,8 @@ def plan(block, style: str) -> Plan:
         carrier = _first(ELEMENTS, element, tried)
         if carrier is not None:
             return Plan(tried, carrier, scale and _first(SCALES, scale, tried), reason)
-        reason = f"{element.name} has no {' or '.join(tries[:count])} encoding in ONNX" + _missing(element, style)
+        reason = f"{element.name} has no {' or '.join(tries[:count])} encoding in ONNX"
+        reason += _missing(element, style)
     return Plan("float", reason=reason)
 
 
@@ -169,44 +168,55 @@ class Exported:
 
 
 class Tables:
-    """The value tables that the weights of one model share: initializers of the main graph, made on first use."""
+    """The value tables that a model's weights share: initializers of the main graph, made when first used."""
 
     def __init__(self, unique: Callable[[str], str]):
         self.unique = unique
-        self.initializers: dict[tuple[str, int], TensorProto] = {}
+        self.initializers: dict[tuple[str, int, int], TensorProto] = {}
 
-    def name(self, row: Row, exponent: int = 0) -> str:
-        """The table of the values of a format times 2^exponent, indexed by code.
+    def name(self, row: Row, exponent: int = 0, lanes: int = 1) -> str:
+        """The table of the values of a format times 2^exponent, indexed by code; with several lanes [256, lanes],
+        indexed by bytes that hold as many codes, the first in the lowest bits.
 
         Raises InputError when a value is not exact in float32.
         """
-        if (row.name, exponent) not in self.initializers:
-            values = np.ldexp(decode(np.arange(1 << row.width), row, np.float64), exponent)
+        key = row.name, exponent, lanes
+        if key not in self.initializers:
+            codes = np.arange(1 << row.width) if lanes == 1 else _codes_in_bytes(8 // lanes, lanes)
+            values = np.ldexp(decode(codes & (1 << row.width) - 1, row, np.float64), exponent)
             name = self.unique(f"refq_{row.name}_values" + (f"_e{exponent}" if exponent else ""))
-            self.initializers[row.name, exponent] = _float_tensor(name, _exact_float32(values, row.name))
-        return self.initializers[row.name, exponent].name
+            self.initializers[key] = _float_tensor(name, _exact_float32(values, row.name))
+        return self.initializers[key].name
 
 
-def encode_weight(q, view: View, shape: tuple[int, ...], type: int, base: str, plan: Plan, tables: Tables) -> Exported:
+def _codes_in_bytes(bits: int, lanes: int) -> np.ndarray:
+    """[256, lanes]: the codes in every byte."""
+    return np.arange(256)[:, None] >> bits * np.arange(lanes) & (1 << bits) - 1
+
+
+def encode_weight(q, view: View, shape: tuple[int, ...], type: int, base: str, plan: Plan,
+                  tables: Tables) -> Exported:
     """A quantised matrix as initializers and nodes that give the weight back.
 
-    q: Quantized, of the matrix `view` makes of the stored `shape`. type: the ONNX element type the consumer reads.
-    base: the weight's name, to which onnxruntime's suffixes are added. Raises InputError when the plan cannot hold
-    these very codes exactly (the caller then writes float values).
+    q: Quantized, of the matrix `view` makes of the stored `shape`. type: the ONNX element type the consumer
+    reads. base: the weight's name, to which onnxruntime's suffixes are added. Raises InputError when the plan
+    cannot hold these very codes exactly (the caller then writes float values).
     """
     out = _Builder(base, tables)
     if plan.element is None:
         return float_weight(q, view, shape, type, base, tables)
     grid = _Grid.of(q, view, shape, by_operator=plan.element.read == "dequantize")
-    codes = out.tensor("quantized", plan.element.type, grid.codes_shape,
-                       _element_bytes(grid.codes(q), number_format(q.dtype.element), plan.element))
+    raw = _element_bytes(grid.codes(q), number_format(q.dtype.element), plan.element)
+    dims = grid.codes_shape if plan.element.lanes == 1 else [len(raw)]
+    codes = out.tensor("quantized", plan.element.type, dims, raw)
     name = _READERS[plan.element.read](out, codes, q, plan, grid)
     if grid.codes_shape != shape:
         name = grid.restore(out, name, shape)
     if type != TensorProto.FLOAT:
         name = out.node("Cast", [name], "Cast", to=type)
     stored = sum(len(tensor.raw_data) for tensor in out.initializers if tensor.data_type != TensorProto.INT64)
-    return Exported(name, _in_words(out, plan), stored * 8 / q.codes.size, out.initializers, out.nodes, out.exact)
+    return Exported(name, _in_words(out, plan), stored * 8 / q.codes.size, out.initializers, out.nodes,
+                    out.exact)
 
 
 def float_weight(q, view: View, shape: tuple[int, ...], type: int, base: str, tables: Tables) -> Exported:
@@ -219,7 +229,8 @@ def float_weight(q, view: View, shape: tuple[int, ...], type: int, base: str, ta
 def restored(q, type: int) -> tuple[np.ndarray, bytes]:
     """The values that a file of element type `type` gives back: (as numpy floats, as little-endian bytes).
 
-    Dequantised into float32 and rounded from there to nearest even (data types finer than float32: from float64).
+    Dequantised into float32 and rounded from there to nearest even (data types finer than float32: from
+    float64).
     """
     try:
         values = q.dequantize(np.float32)
@@ -233,10 +244,10 @@ def restored(q, type: int) -> tuple[np.ndarray, bytes]:
     return array, np.ascontiguousarray(array, array.dtype.newbyteorder("<")).tobytes()
 
 
-# -- the parts of an encoding -----------------------------------------------------------------------------------
+# -- the parts of an encoding --------------------------------------------------------------------------------
 
 class _Builder:
-    """Collects the tensors and nodes of one weight under onnxruntime's names: <w>_quantized, <w>_scale, ..."""
+    """Collects the tensors and nodes of one weight under onnxruntime's names: <w>_quantized, <w>_scale."""
 
     def __init__(self, base: str, tables: Tables):
         self.base, self.tables = base, tables
@@ -256,8 +267,8 @@ class _Builder:
     def node(self, op: str, inputs: list[str], suffix: str, **attributes) -> str:
         """Adds a node <w>_<suffix> and returns its output <w>_<suffix>_Output."""
         output = self.tables.unique(f"{self.base}_{suffix}_Output")
-        self.nodes.append(helper.make_node(op, inputs, [output], name=self.tables.unique(f"{self.base}_{suffix}"),
-                                           **attributes))
+        name = self.tables.unique(f"{self.base}_{suffix}")
+        self.nodes.append(helper.make_node(op, inputs, [output], name=name, **attributes))
         return output
 
 
@@ -265,8 +276,9 @@ class _Builder:
 class _Grid:
     """How codes and scales lie to each other in the file.
 
-    codes_shape, scale_shape: the dims of the two tensors. axis, block: attributes of DequantizeLinear (None: left
-    out). padded: the matrix shape with the reduction axis filled up to whole tiles, where codes are kept in tiles.
+    codes_shape, scale_shape: the dims of the two tensors. axis, block: attributes of DequantizeLinear (None:
+    left out). padded: the matrix shape with the reduction axis filled up to whole tiles, where codes are kept
+    in tiles.
     """
 
     matrix: tuple[int, ...]
@@ -288,7 +300,8 @@ class _Grid:
             if q.scales.shape[view.axis] > 1:
                 return cls._split(q, view, matrix)
         if not by_operator:
-            return cls(matrix, stored, (stored[0],) + (1,) * (len(stored) - 1) if view.flat else q.scales.shape)
+            flat = (stored[0], *(1,) * (len(stored) - 1))
+            return cls(matrix, stored, flat if view.flat else q.scales.shape)
         if len(matrix) == 2:
             other = 1 - view.axis
             return cls(matrix, stored, (matrix[other],), axis=other)
@@ -332,7 +345,7 @@ class _Grid:
 def _by_dequantize(out: _Builder, codes: str, q, plan: Plan, grid: _Grid) -> str:
     """The element codes under DequantizeLinear. A format with fraction bits has them moved into the scale."""
     exponent = -getattr(number_format(q.dtype.element), "frac", 0)
-    outer = None if q.tensor_scale is None else out.tensor("scale_2", "FLOAT", [], _float_bytes(q.tensor_scale))
+    outer = _outer_scale(out, q)
     attributes = {k: v for k, v in (("axis", grid.axis), ("block_size", grid.block)) if v is not None}
     if outer is not None and plan.style == "native" and plan.scale.read == "cast":
         scale = out.tensor("scale", plan.scale.type, grid.scale_shape, _packed(q.scales, plan.scale.bits))
@@ -351,31 +364,44 @@ def _by_cast(out: _Builder, codes: str, q, plan: Plan, grid: _Grid) -> str:
 
 
 def _by_table(out: _Builder, codes: str, q, plan: Plan, grid: _Grid) -> str:
-    return _times_scales(out, _look_up(out, codes, number_format(q.dtype.element), "", 0), q, plan, grid)
+    lanes, size = plan.element.lanes, int(np.prod(grid.codes_shape))
+    name = _look_up(out, codes, number_format(q.dtype.element), "", 0, lanes)
+    if size % lanes:  # the last byte holds fewer codes
+        name = out.node("Reshape", [name, out.integers("flat", [-1])], "Reshape_flat")
+        name = out.node("Slice", [name, out.integers("zero", [0]), out.integers("size", [size])], "Slice_codes")
+    if lanes > 1:
+        name = out.node("Reshape", [name, out.integers("codes", grid.codes_shape)], "Reshape_codes")
+    return _times_scales(out, name, q, plan, grid)
 
 
 _READERS = {"dequantize": _by_dequantize, "cast": _by_cast, "table": _by_table}
 
 
 def _times_scales(out: _Builder, name: str, q, plan: Plan, grid: _Grid) -> str:
-    """Element values times block scale, then times the tensor's scale: the first product is exact in float32."""
+    """Element values times block scale, an exact product for small formats, then times the tensor's scale."""
     if q.scales is not None:
         name = out.node("Mul", [name, _scale(out, q, plan, grid, 0)], "Mul_scale")
-    if q.tensor_scale is not None:
-        outer = out.tensor("scale_2", "FLOAT", [], _float_bytes(q.tensor_scale))
-        name = out.node("Mul", [name, outer], "Mul_scale_2")
-    return name
+    outer = _outer_scale(out, q)
+    return name if outer is None else out.node("Mul", [name, outer], "Mul_scale_2")
+
+
+def _outer_scale(out: _Builder, q) -> str | None:
+    if q.tensor_scale is None:
+        return None
+    return out.tensor("scale_2", "FLOAT", (), _float_bytes(q.tensor_scale))
 
 
 def _scale(out: _Builder, q, plan: Plan, grid: _Grid, exponent: int) -> str:
-    """A float32 tensor of the scales times 2^exponent, or one of type E8M0 that DequantizeLinear takes as it is."""
+    """The scales times 2^exponent as a float32 tensor, or as one of E8M0 that DequantizeLinear takes."""
     if q.scales is None:
         return out.tensor("scale", "FLOAT", (), _float_bytes(np.ldexp(1.0, exponent)))
     row, carrier = number_format(q.dtype.scale), plan.scale
     if carrier.read == "table":
         codes = out.tensor("scale", carrier.type, grid.scale_shape, _packed(q.scales, carrier.bits))
         return _look_up(out, codes, row, "scale_", exponent)
-    codes = _shifted_codes(q, row, exponent) if carrier.type == "FLOAT8E8M0" else None if exponent else q.scales
+    codes = None if exponent else q.scales
+    if carrier.type == "FLOAT8E8M0":
+        codes = _shifted_codes(q, row, exponent)
     if codes is None or carrier.type == "FLOAT":
         values = np.ldexp(decode(q.scales, row, np.float64), exponent)
         return out.tensor("scale", "FLOAT", grid.scale_shape, _float_bytes(_exact_float32(values, row.name)))
@@ -400,9 +426,9 @@ def _shifted_codes(q, row: Row, exponent: int) -> np.ndarray | None:
     return np.maximum(shifted, 0).astype(np.uint8)
 
 
-def _look_up(out: _Builder, codes: str, row: Row, prefix: str, exponent: int) -> str:
+def _look_up(out: _Builder, codes: str, row: Row, prefix: str, exponent: int, lanes: int = 1) -> str:
     index = out.node("Cast", [codes], f"{prefix}Cast_index", to=TensorProto.INT32)
-    return out.node("Gather", [out.tables.name(row, exponent), index], f"{prefix}Gather", axis=0)
+    return out.node("Gather", [out.tables.name(row, exponent, lanes), index], f"{prefix}Gather", axis=0)
 
 
 def _element_bytes(codes: np.ndarray, row: Row, carrier: Carrier) -> bytes:
@@ -415,7 +441,8 @@ def _element_bytes(codes: np.ndarray, row: Row, carrier: Carrier) -> bytes:
 
 
 def _packed(codes: np.ndarray, bits: int) -> bytes:
-    return pack_codes(codes.astype(np.uint32 if bits > 16 else np.uint16 if bits > 8 else np.uint8), bits).tobytes()
+    kind = np.uint32 if bits > 16 else np.uint16 if bits > 8 else np.uint8
+    return pack_codes(codes.astype(kind), bits).tobytes()
 
 
 def _float_bytes(values) -> bytes:
@@ -436,7 +463,8 @@ def _exact_float32(values: np.ndarray, what: str) -> np.ndarray:
 
 def _in_words(out: _Builder, plan: Plan) -> str:
     """The encoding for the report, such as "FLOAT4E2M1 under DequantizeLinear, FLOAT8E8M0 scale"."""
-    how = {"dequantize": "under DequantizeLinear", "cast": "under Cast", "table": "in a table"}[plan.element.read]
+    how = {"dequantize": "under DequantizeLinear", "cast": "under Cast", "table": "looked up in a table"}
+    kind = plan.element.type if plan.element.lanes == 1 else f"{plan.element.bits}-bit codes in UINT8"
     scales = [t for t in out.initializers if t.name.startswith(f"{out.base}_scale") and t.dims]
     words = [f"{TensorProto.DataType.Name(t.data_type)} scale" for t in scales[:1]]
-    return ", ".join([f"{plan.element.type} {how}", *words])
+    return ", ".join([f"{kind} {how[plan.element.read]}", *words])

@@ -1,4 +1,4 @@
-"""ONNX files in and out: reading with errors that say what is wrong, writing that never leaves half a file."""
+"""ONNX files in and out: reading with errors that say what is wrong, writing that leaves no half file."""
 
 import os
 import shutil
@@ -18,8 +18,9 @@ from refq.models.graph import opset_of
 EMBED_LIMIT = 1_500_000_000   # bytes of a model file; beyond it tensors go into a data file beside it
 EXTERNAL_FROM = 1024          # smaller tensors stay in the model file
 ALIGNMENT = 4096              # of every tensor in the data file, so that it can be mapped into memory
-DATA_FIELDS = ("raw_data", "float_data", "int32_data", "int64_data", "double_data", "uint64_data", "external_data")
-# Conversions by onnx.version_converter that change values: (operator, the opset at which it does, which nodes).
+DATA_FIELDS = ("raw_data", "float_data", "int32_data", "int64_data", "double_data", "uint64_data",
+               "external_data")
+# Conversions by onnx.version_converter that change values: (operator, opset from which it does, which nodes).
 # Found by running some 80 operators of opset 7 to 20 in onnxruntime before and after; all others agreed.
 CONVERTER_WRONG = (
     ("Upsample", 10, lambda attributes: attributes.get("mode") == b"linear"),
@@ -33,7 +34,8 @@ CONVERTER_WRONG = (
 class Source:
     """A model as read: its proto, perhaps without its external data, and where it came from.
 
-    path: None for a ModelProto from memory. directory: where external data lies. size: bytes on disk, data included.
+    path: None for a ModelProto from memory. directory: where external data lies. size: bytes on disk, data
+    included.
     """
 
     model: onnx.ModelProto
@@ -55,7 +57,8 @@ def load(model_input) -> Source:
     try:
         path = Path(model_input)
     except TypeError:
-        raise InputError(f"a model is given as a path or a ModelProto, not as {type(model_input).__name__}") from None
+        raise InputError(
+            f"a model is given as a path or a ModelProto, not as {type(model_input).__name__}") from None
     if not path.is_file():
         raise InputError(f"model file {str(path)!r} does not exist" if not path.exists()
                          else f"model {str(path)!r} is not a file")
@@ -67,11 +70,12 @@ def load(model_input) -> Source:
         raise InputError(f"{str(path)!r} cannot be read as an ONNX model: {error}") from error
     _require_model(model, repr(str(path)))
     directory = str(path.parent)
-    return Source(model, path, directory, path.stat().st_size + sum(_external_sizes(model, path.parent).values()))
+    return Source(model, path, directory,
+                  path.stat().st_size + sum(_external_sizes(model, path.parent).values()))
 
 
 def inline(source: Source, warnings: list[str]) -> onnx.ModelProto:
-    """The model with its local functions inlined; the proto itself when it has none. Tells `warnings` what it did."""
+    """The model with its local functions inlined (said in `warnings`); the proto itself when it has none."""
     model = source.model
     if not model.functions:
         return model
@@ -106,7 +110,7 @@ def raise_opset(model: onnx.ModelProto, opset: int, warnings: list[str]) -> tupl
 
 
 def problem(model, path=None) -> str:
-    """What onnx.checker says about a model, "" when it passes. path: where it lies, for one with external data."""
+    """What onnx.checker says about a model, "" when it passes. path: where it lies, if in a file."""
     try:
         checker.check_model(str(path) if path else model)
     except (checker.ValidationError, ValueError, EncodeError) as error:
@@ -124,8 +128,9 @@ def tensors(model: onnx.ModelProto) -> Iterator[TensorProto]:
 def write(model: onnx.ModelProto, path, source: Source, verify) -> int:
     """Write a model to `path`, changing `model` so that it says where its data lies. Returns bytes on disk.
 
-    Everything is written into a new directory beside the target, read back and handed to verify(model, directory,
-    path). Only then it is moved into place, so that `path` holds the old file or the whole new one.
+    Everything is written into a new directory beside the target, read back and handed to
+    verify(model, directory, path). Only then it is moved into place, so that `path` holds the old file or the
+    whole new one.
     """
     path = Path(path)
     folder = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
@@ -152,7 +157,7 @@ def data_name(path) -> str:
 
 
 def refuse_target(path, source: Source) -> None:
-    """Raise InputError unless a model may be written to `path`: not over its own source, into a folder that exists."""
+    """Raise InputError unless a model may be written to `path`: a folder that exists, not its own source."""
     path = Path(path)
     if path.is_dir():
         raise InputError(f"output {str(path)!r} is a directory; a file name is needed")
@@ -179,7 +184,7 @@ def parameter_count(model: onnx.ModelProto) -> int:
     return sum(int(np.prod(tensor.dims)) for tensor in tensors(model) if tensor.data_type in kinds)
 
 
-# -- reading ----------------------------------------------------------------------------------------------------
+# -- reading -------------------------------------------------------------------------------------------------
 
 def _require_model(model: onnx.ModelProto, what: str) -> None:
     if not model.ir_version or not model.opset_import:
@@ -192,13 +197,15 @@ def _byte_size(model: onnx.ModelProto) -> int:
     try:
         return model.ByteSize()
     except (EncodeError, ValueError) as error:
-        raise InputError("a ModelProto of more than 2 GB cannot be processed in memory: save it with external data "
-                         "and give its path") from error
+        raise InputError(
+            "a ModelProto of more than 2 GB cannot be processed in memory: save it with external data "
+            "and give its path") from error
 
 
 def _external_sizes(model: onnx.ModelProto, directory: Path) -> dict[Path, int]:
     """Data files of a model and their sizes; files that are missing are found out when they are read."""
-    names = {entry.value for tensor in tensors(model) for entry in tensor.external_data if entry.key == "location"}
+    entries = [entry for tensor in tensors(model) for entry in tensor.external_data]
+    names = {entry.value for entry in entries if entry.key == "location"}
     paths = [directory / name for name in sorted(names)]
     return {path: path.stat().st_size for path in paths if path.is_file()}
 
@@ -240,7 +247,7 @@ def _interface(model: onnx.ModelProto) -> tuple:
     return [value.name for value in model.graph.input], [value.name for value in model.graph.output]
 
 
-# -- writing ----------------------------------------------------------------------------------------------------
+# -- writing -------------------------------------------------------------------------------------------------
 
 def _serialised(model: onnx.ModelProto) -> bytes:
     return model.SerializeToString(deterministic=True)

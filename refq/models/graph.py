@@ -1,7 +1,7 @@
-"""The graph of an ONNX model as an index: who makes a tensor, who reads it, and what is known before any input.
+"""The graph of an ONNX model as an index: who makes a tensor, who reads it, what is known before any input.
 
-A model is one main graph plus the bodies of If, Loop and Scan; each of these is a `Scope`. A name used in a body may
-be defined in any scope around it. Local functions have to be inlined before (refq.models.files.prepare does).
+A model is one main graph plus the bodies of If, Loop and Scan; each of these is a `Scope`. A name used in a
+body may be defined in any scope around it. Local functions must be inlined before (refq.models.files.inline).
 """
 
 from collections import defaultdict
@@ -15,17 +15,20 @@ from onnx import AttributeProto, GraphProto, NodeProto, TensorProto, helper, num
 from onnx.reference import ReferenceEvaluator
 
 from refq.errors import InputError
+from refq.models.operators import DequantizeLinear
 
 # Operators whose value from constants is safe to take from onnx.reference: moves, casts, plain arithmetic.
 FOLDABLE = frozenset("""
     Identity Transpose Reshape Squeeze Unsqueeze Flatten Cast CastLike DequantizeLinear QuantizeLinear
-    Concat Slice Split Gather Expand Shape Mul Div Add Sub Neg Abs Sqrt Reciprocal Pow ReduceSum ReduceSumSquare ReduceL2
+    Concat Slice Split Gather Expand Shape Mul Div Add Sub Neg Abs Sqrt Reciprocal Pow
+    ReduceSum ReduceSumSquare ReduceL2
 """.split())
 # Operators that give something else on every run, or whose value is not a function of their inputs alone.
-UNPREDICTABLE = frozenset("RandomNormal RandomUniform RandomNormalLike RandomUniformLike Bernoulli Multinomial "
-                          "If Loop Scan SequenceMap Dropout".split())
-# Operators that onnx.reference lacks below a version whose meaning is the same for older operands.
-REFERENCE_FROM = {"DequantizeLinear": 19, "QuantizeLinear": 19}
+UNPREDICTABLE = frozenset("""
+    RandomNormal RandomUniform RandomNormalLike RandomUniformLike Bernoulli Multinomial Dropout
+    If Loop Scan SequenceMap
+""".split())
+QUANTIZE_FROM = 19  # onnx.reference has no QuantizeLinear below; it means the same for older operands
 CONSTANT_VALUES = ("value", "sparse_value", "value_float", "value_floats", "value_int", "value_ints",
                    "value_string", "value_strings")
 
@@ -34,8 +37,8 @@ CONSTANT_VALUES = ("value", "sparse_value", "value_float", "value_floats", "valu
 class Scope:
     """One GraphProto.
 
-    owner: the node whose body it is (None for the main graph). label: where that is, in words. path: the same as
-    output names of the owners and attribute names, unique in the model.
+    owner: the node whose body it is (None for the main graph). label: where that is, in words. path: the same
+    as output names of the owners and attribute names, unique in the model.
     """
 
     graph: GraphProto
@@ -53,7 +56,7 @@ class Scope:
         return self.owner.scope if self.owner else None
 
     def defines(self, name: str) -> bool:
-        return name in self.initializers or name in self.producers or name in self.inputs or name in self.sparse
+        return any(name in names for names in (self.initializers, self.producers, self.inputs, self.sparse))
 
 
 @dataclass(frozen=True, eq=False)
@@ -93,9 +96,10 @@ class Node:
 class Static:
     """A tensor that is known before any input: stored in the file, or computed from such tensors.
 
-    name: the tensor; scope: where it is defined. op: "initializer", "Constant" or the operator that computes it.
-    key: a number, equal for tensors that are equal by construction (Identity is looked through). node: its producer,
-    if any. inputs: what it is computed from (None for an omitted operand). stored: its TensorProto, if it has one.
+    name: the tensor; scope: where it is defined. op: "initializer", "Constant" or the operator that computes
+    it. key: a number, equal for tensors that are equal by construction (Identity is looked through). node:
+    its producer, if any. inputs: what it is computed from (None for an omitted operand). stored: its
+    TensorProto, if it has one.
     """
 
     name: str
@@ -167,7 +171,7 @@ class Graph:
             for name in node.proto.output:
                 self.static(node.scope, name)
 
-    # -- reading ------------------------------------------------------------------------------------------------
+    # -- reading ---------------------------------------------------------------------------------------------
 
     def nodes(self) -> Iterator[Node]:
         """Every node in file order, a body's nodes right after their owner."""
@@ -190,7 +194,7 @@ class Graph:
         return self._uses.get((id(scope), name), [])
 
     def static(self, scope: Scope, name: str) -> Static | None:
-        """What `name`, seen from `scope`, is before any input; None when it depends on an input or on chance."""
+        """What `name`, seen from `scope`, is before any input; None when it depends on one or on chance."""
         home = self.find(scope, name) if name else None
         if home is None:
             return None
@@ -201,7 +205,7 @@ class Graph:
     def array(self, static: Static) -> np.ndarray:
         """The value of a static tensor, folded with onnx.reference one operator at a time.
 
-        Raises InputError when the file's data is missing or damaged, or an operator on the way is not foldable.
+        Raises InputError when data is missing or damaged, or an operator on the way is not foldable.
         """
         if static.unfoldable:
             raise InputError(f"tensor {static.name!r} is computed from constants by {static.unfoldable}, "
@@ -227,7 +231,7 @@ class Graph:
         self.names.add(candidate)
         return candidate
 
-    # -- editing ------------------------------------------------------------------------------------------------
+    # -- editing ---------------------------------------------------------------------------------------------
 
     def insert_before(self, node: Node, scope: Scope, nodes: list[NodeProto]) -> None:
         """Put new nodes into `scope`, ahead of `node` or of the node of `scope` whose body it is in."""
@@ -243,7 +247,7 @@ class Graph:
 
     def commit(self) -> None:
         """Apply the insertions and drop what only served the tensors that nothing reads any more."""
-        for scope in reversed(self.scopes):  # bodies first: rewriting a scope's nodes copies the bodies in them
+        for scope in reversed(self.scopes):  # bodies first: rewriting a scope's nodes copies their bodies
             if any((id(scope), node.position) in self._inserted for node in scope.nodes):
                 nodes = [_copy(proto) for node in scope.nodes
                          for proto in (*self._inserted.get((id(scope), node.position), ()), node.proto)]
@@ -252,7 +256,7 @@ class Graph:
         after = Graph(self.model, self.directory)
         _prune(after, [(after.scopes[self.scopes.index(scope)], name) for scope, name in self._disconnected])
 
-    # -- the index ----------------------------------------------------------------------------------------------
+    # -- the index -------------------------------------------------------------------------------------------
 
     def _index(self, scope: Scope) -> None:
         graph = scope.graph
@@ -325,17 +329,20 @@ def opset_of(model: onnx.ModelProto) -> int:
 
 
 def evaluate(node: NodeProto, arrays: list, output: str, opset_import) -> np.ndarray:
-    """One output of one node on given operands (None: omitted), by onnx.reference at the opsets given."""
+    """One output of one node on given operands (None: omitted), by onnx.reference at the opsets given.
+
+    DequantizeLinear is refq's own: older releases of onnx lack it below opset 19 and above 21.
+    """
     feeds = {name: array for name, array in zip(node.input, arrays, strict=True) if name}
     inputs = [helper.make_tensor_value_info(name, helper.np_dtype_to_tensor_dtype(array.dtype), array.shape)
               for name, array in feeds.items()]
     graph = helper.make_graph([node], "fold", inputs, [onnx.ValueInfoProto(name=output)])
-    if node.op_type in REFERENCE_FROM:
-        opset_import = [helper.make_opsetid(entry.domain, max(entry.version, REFERENCE_FROM[node.op_type]))
+    if node.op_type == "QuantizeLinear":
+        opset_import = [helper.make_opsetid(entry.domain, max(entry.version, QUANTIZE_FROM))
                         for entry in opset_import if entry.domain in ("", "ai.onnx")]
     model = helper.make_model(graph, opset_imports=opset_import)
     try:
-        return np.asarray(ReferenceEvaluator(model).run([output], feeds)[0])
+        return np.asarray(ReferenceEvaluator(model, new_ops=[DequantizeLinear]).run([output], feeds)[0])
     except (NotImplementedError, RuntimeError, TypeError, ValueError, IndexError) as error:
         raise InputError(f"tensor {output!r} cannot be folded by {node.op_type}: {error}") from error
 

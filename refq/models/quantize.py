@@ -23,21 +23,23 @@ from refq.models.weights import FLOATS, WeightSite, find_weights, read_weight
 METHODS = {"rtn": "direct cast: every weight rounded on its own, without looking at activations"}
 
 
-def quantize_model(model_input, model_output=None, dtype="mxfp4", method="rtn", include=(), exclude=(), export="native",
-                   rounding="rne", recipe=None, progress=None) -> Report:
-    """Quantise the weights of MatMul, Gemm and Conv nodes of an ONNX model along the axis that each node sums over.
+def quantize_model(model_input, model_output=None, dtype="mxfp4", method="rtn", include=(), exclude=(),
+                   export="native", rounding="rne", recipe=None, progress=None) -> Report:
+    """Quantise the weights of MatMul, Gemm and Conv nodes of an ONNX model along the axis each sums over.
 
-    model_input: a path or a ModelProto (which is not changed). model_output: a path, or None: the result is then
-    Report.model. dtype: a data type (refq.data_type). method: a key of METHODS. include, exclude: glob patterns
-    over node names, output names and weight names; with include only what matches is quantised, exclude wins.
-    export: "native" (packed standard types, the smallest file), "portable" (runs in onnxruntime's CPU kernels) or
-    "float" (dequantised values). rounding: of the elements. recipe: of the data type, None for its own.
-    progress: True for a bar on the terminal, or a function of (weights done, weights in all, name of the last).
+    model_input: a path or a ModelProto (which is not changed). model_output: a path, or None: the result is
+    then Report.model. dtype: a data type (refq.data_type). method: a key of METHODS. include, exclude: glob
+    patterns over node names, output names and weight names; with include only what matches is quantised,
+    exclude wins. export: "native" (packed standard types, the smallest file), "portable" (runs in
+    onnxruntime's CPU kernels) or "float" (dequantised values). rounding: of the elements. recipe: of the data
+    type, None for its own. progress: True for a bar on the terminal, or a function of (weights done, weights
+    in all, name of the last).
 
-    Returns a Report with one row per weight-bearing node. A file that exists at model_output is replaced only once
-    the new one is complete: written, checked, read back and compared weight by weight. Same input, same bytes.
-    Raises InputError for a model that cannot be read or has no weight to quantise, for a weight with a NaN or an
-    infinity, for unknown names, for patterns that match nothing, and when the output would overwrite the input.
+    Returns a Report with one row per weight-bearing node. A file that exists at model_output is replaced only
+    once the new one is complete: written, checked, read back and compared weight by weight. Same input, same
+    bytes. Raises InputError for a model that cannot be read or has no weight to quantise, for a weight with a
+    NaN or an infinity, for unknown names, for patterns that match nothing, and when the output would
+    overwrite the input.
     """
     block, chosen = _settings(dtype, method, export, rounding, recipe)
     source = files.load(model_input)
@@ -45,7 +47,8 @@ def quantize_model(model_input, model_output=None, dtype="mxfp4", method="rtn", 
         files.refuse_target(model_output, source)
     settings = {"dtype": block.name, "method": method, "export": export, "rounding": rounding,
                 "recipe": recipe or block.recipe if block.scale else ""}
-    flaw, parameters, warnings = files.problem(source.model, source.path), files.parameter_count(source.model), []
+    flaw, parameters = files.problem(source.model, source.path), files.parameter_count(source.model)
+    warnings: list[str] = []
 
     graph, sites, chosen = _find(source, block, chosen, _patterns(include), _patterns(exclude), warnings)
     cast = partial(quantize, dtype=block, rounding=rounding, recipe=recipe)
@@ -53,22 +56,22 @@ def quantize_model(model_input, model_output=None, dtype="mxfp4", method="rtn", 
     _insert(graph, done)
     _stamp(graph.model, settings)
     size = _deliver(graph.model, model_output, source, done, flaw, warnings)
-    return Report(rows=rows, version=_version(), parameters=parameters, source_bytes=source.size, target_bytes=size,
-                  source=str(source.path or ""), target=str(model_output or ""), warnings=tuple(warnings),
-                  model=graph.model if model_output is None else None, **settings)
+    return Report(rows=rows, version=_version(), parameters=parameters, source_bytes=source.size,
+                  target_bytes=size, source=str(source.path or ""), target=str(model_output or ""),
+                  warnings=tuple(warnings), model=graph.model if model_output is None else None, **settings)
 
 
 @dataclass(frozen=True, eq=False)
 class _Done:
-    """One weight in the new data type and the layers that use it. effective: the values that the file gives back."""
+    """One weight in the new data type, and the layers that use it."""
 
     sites: tuple[WeightSite, ...]
+    q: Quantized
     exported: Exported
-    effective: np.ndarray
     row: Row
 
 
-# -- what to do -------------------------------------------------------------------------------------------------
+# -- what to do ----------------------------------------------------------------------------------------------
 
 def _settings(dtype, method, export, rounding, recipe) -> tuple[Block, Plan]:
     """The data type and how it is written; every name is checked before a file is opened."""
@@ -107,10 +110,11 @@ def _because(sites: list[WeightSite]) -> str:
 
 
 def _select(sites: list[WeightSite], include, exclude) -> list[WeightSite]:
-    """The sites, those that the patterns leave out with the reason. Raises InputError for a pattern without a match."""
+    """The sites, with the reason where a pattern leaves one out. InputError for a pattern without a match."""
     for pattern in (*include, *exclude):
         if not any(_matches(site, pattern) for site in sites):
-            raise InputError(f"pattern {pattern!r} matches no weight-bearing node" + _candidates(sites, pattern))
+            raise InputError(f"pattern {pattern!r} matches no weight-bearing node" +
+                             _candidates(sites, pattern))
     return [replace(site, view=None, reason=reason) if (reason := _left_out(site, include, exclude)) else site
             for site in sites]
 
@@ -153,10 +157,12 @@ def _teller(progress) -> Callable[[int, int, str], None]:
     return tell
 
 
-# -- casting ----------------------------------------------------------------------------------------------------
+# -- casting -------------------------------------------------------------------------------------------------
 
-def _cast_all(graph: Graph, sites: list[WeightSite], cast, chosen: Plan, method: str, tell) -> tuple[tuple[Row, ...], list[_Done]]:
-    """Quantise every weight once and export it. Returns a row for every site, in order, and the new weights."""
+
+def _cast_all(graph: Graph, sites: list[WeightSite], cast, chosen: Plan, method: str,
+              tell) -> tuple[tuple[Row, ...], list[_Done]]:
+    """Quantise every weight once. Returns a row for every site, in order, and the new weights."""
     groups: dict[tuple, list[WeightSite]] = defaultdict(list)
     for site in sites:
         if site.view:
@@ -170,24 +176,28 @@ def _cast_all(graph: Graph, sites: list[WeightSite], cast, chosen: Plan, method:
             done.append(item)
         rows.update((site.place, _row_of(site, members, item.row)) for site in members)
         tell(count, len(groups), members[0].tensor)
-    graph.model.graph.initializer.extend(tables.initializers.values())
+    read = {name for item in done for node in item.exported.nodes for name in node.input}
+    graph.model.graph.initializer.extend(t for t in tables.initializers.values() if t.name in read)
     return tuple(rows[site.place] for site in sites), done
 
 
-def _cast_one(graph: Graph, sites: tuple[WeightSite, ...], cast, chosen: Plan, method: str, tables: Tables) -> _Done:
+def _cast_one(graph: Graph, sites: tuple[WeightSite, ...], cast, chosen: Plan, method: str,
+              tables: Tables) -> _Done:
     first = sites[0]
     x = read_weight(graph, first)
     q: Quantized = cast(x, axis=first.view.axis)
     effective = restored(q, first.type)[0]
     exported, reason = _export(q, first, chosen, tables)
     row = replace(_skipped(first), dtype=q.dtype.name, status="quantised", method=method, reason=reason,
-                  axis=first.view.axis, bits=float(q.bits_per_value), stored_bits=exported.bits, encoding=exported.encoding)
+                  axis=first.view.axis, bits=float(q.bits_per_value), stored_bits=exported.bits,
+                  encoding=exported.encoding)
     if not np.isfinite(effective).all():
         reason = f"its quantised values go beyond {FLOATS[first.type]}, the type of the file"
-        return _Done(sites, exported, effective, replace(_skipped(first), reason=reason))
+        return _Done(sites, q, exported, replace(_skipped(first), reason=reason))
     found = measure(x, q, effective)
-    row = replace(row, sqnr_db=found.sqnr_db, saturated=found.saturated, flushed=found.flushed, histogram=found.histogram)
-    return _Done(sites, exported, effective, row)
+    row = replace(row, sqnr_db=found.sqnr_db, saturated=found.saturated, flushed=found.flushed,
+                  histogram=found.histogram)
+    return _Done(sites, q, exported, row)
 
 
 def _export(q: Quantized, site: WeightSite, chosen: Plan, tables: Tables) -> tuple[Exported, str]:
@@ -201,9 +211,10 @@ def _export(q: Quantized, site: WeightSite, chosen: Plan, tables: Tables) -> tup
 
 def _skipped(site: WeightSite) -> Row:
     kind = FLOATS.get(site.type) or TensorProto.DataType.Name(site.type).lower()
-    return Row(node=site.node.proto.name, op=site.node.op, output=site.key, tensor=site.tensor, shape=site.stored_shape,
-               dtype="" if site.type == TensorProto.UNDEFINED else kind, status="skipped", reason=site.reason,
-               where=site.node.scope.label, reached=site.reached, parameters=site.parameters)
+    return Row(node=site.node.proto.name, op=site.node.op, output=site.key, tensor=site.tensor,
+               shape=site.stored_shape, dtype="" if site.type == TensorProto.UNDEFINED else kind,
+               status="skipped", reason=site.reason, where=site.node.scope.label, reached=site.reached,
+               parameters=site.parameters)
 
 
 def _row_of(site: WeightSite, members: list[WeightSite], row: Row) -> Row:
@@ -214,10 +225,10 @@ def _row_of(site: WeightSite, members: list[WeightSite], row: Row) -> Row:
                    shared=tuple(other.key for other in members if other is not site))
 
 
-# -- the new graph ----------------------------------------------------------------------------------------------
+# -- the new graph -------------------------------------------------------------------------------------------
 
 def _insert(graph: Graph, done: list[_Done]) -> None:
-    """Put every new weight where its users can see it and let them read it; drop what nothing reads any more."""
+    """Put every new weight where its users see it, let them read it, and drop what nothing reads now."""
     for item in done:
         if not item.exported.nodes and _in_place(graph, item):
             continue
@@ -227,6 +238,7 @@ def _insert(graph: Graph, done: list[_Done]) -> None:
         graph.insert_before(first.node, home, item.exported.nodes)
         for site in item.sites:
             graph.rewire(Use(site.node, site.operand, site.node.scope), item.exported.output)
+        item.exported.initializers.clear()  # the graph has its own copies
     graph.commit()
 
 
@@ -235,7 +247,8 @@ def _in_place(graph: Graph, item: _Done) -> bool:
     stored = item.sites[0].static
     readers = {(id(site.node), site.operand) for site in item.sites}
     uses = {(id(use.node), use.index) for use in graph.uses(stored.scope, stored.name)}
-    if not stored.is_leaf or stored.stored is None or stored.overridable or uses != readers:
+    replaceable = stored.overridable and graph.model.ir_version >= 4
+    if not stored.is_leaf or stored.stored is None or replaceable or uses != readers:
         return False
     name = stored.stored.name
     stored.stored.CopyFrom(item.exported.initializers[0])
@@ -249,7 +262,8 @@ def _common_scope(scopes: list[Scope]) -> Scope:
         while scope is not None:
             yield scope
             scope = scope.parent
-    return next(scope for scope in outward(scopes[0]) if all(any(s is scope for s in outward(o)) for o in scopes))
+    seen = [list(outward(scope)) for scope in scopes]
+    return next(scope for scope in seen[0] if all(any(scope is s for s in others) for others in seen))
 
 
 def _ancestor(site: WeightSite, home: Scope) -> int:
@@ -263,7 +277,9 @@ def _ancestor(site: WeightSite, home: Scope) -> int:
 def _stamp(model: onnx.ModelProto, settings: dict[str, str]) -> None:
     """IR version and metadata of the result."""
     needed = helper.find_min_ir_version_for(list(model.opset_import), ignore_unknown=True)
-    model.ir_version = max(model.ir_version, needed, 4)  # from IR 4 on an initializer need not be an input
+    inputs = {value.name for value in model.graph.input}
+    bare = any(tensor.name not in inputs for tensor in model.graph.initializer)  # allowed from IR 4 on
+    model.ir_version = max(model.ir_version, needed, 4 if bare else 3)
     facts = {"refq.version": _version(), **{f"refq.{key}": value for key, value in settings.items()}}
     kept = [(entry.key, entry.value) for entry in model.metadata_props if entry.key not in facts]
     helper.set_model_props(model, dict(kept) | facts)
@@ -274,9 +290,11 @@ def _version() -> str:
     return __version__
 
 
-# -- the result -------------------------------------------------------------------------------------------------
+# -- the result ----------------------------------------------------------------------------------------------
 
-def _deliver(model: onnx.ModelProto, path, source: files.Source, done: list[_Done], flaw: str, warnings: list[str]) -> int:
+
+def _deliver(model: onnx.ModelProto, path, source: files.Source, done: list[_Done], flaw: str,
+             warnings: list[str]) -> int:
     """Check the result, write it if there is a path, and return its size in bytes."""
     def verify(written, directory, file=None):
         _check(written, file, flaw, warnings)
@@ -298,21 +316,23 @@ def _check(model: onnx.ModelProto, path, flaw: str, warnings: list[str]) -> None
 
 
 def _compare(model: onnx.ModelProto, directory: str, done: list[_Done]) -> None:
-    """Read every weight back through the operators that were written and compare it with what it has to be."""
+    """Read every weight back through the operators that were written and compare it with what it must be."""
     graph = Graph(model, directory)
     nodes = {(node.scope.path, node.key): node for node in graph.nodes()}
     for item in done:
+        wanted = restored(item.q, item.sites[0].type)[0].reshape(item.sites[0].stored_shape)
         for site in item.sites:
             node = nodes[site.place]
             found = graph.array(graph.static(node.scope, node.proto.input[site.operand]))
-            wanted = item.effective.reshape(site.stored_shape)
-            if not _same(found.astype(np.float64), wanted.astype(np.float64), item.exported.exact):
-                raise RuntimeError(f"weight {site.tensor!r} of {node.title!r} reads back differently from what was "
-                                   "quantised; nothing was written")
+            if not _same(found, wanted, item.exported.exact):
+                raise RuntimeError(
+                    f"weight {site.tensor!r} of {node.title!r} reads back differently from what was "
+                    "quantised; nothing was written")
 
 
 def _same(found: np.ndarray, wanted: np.ndarray, exact: bool) -> bool:
     """Equal values; where the chain rounds twice, within one float32 ulp."""
     if found.shape != wanted.shape or exact:
         return np.array_equal(found, wanted)
-    return bool((np.abs(found - wanted) <= np.spacing(np.abs(wanted).astype(np.float32))).all())
+    found, wanted = found.astype(np.float32), wanted.astype(np.float32)
+    return bool((np.abs(found - wanted) <= np.spacing(np.abs(wanted))).all())

@@ -1,4 +1,4 @@
-"""What quantising a model did to each of its weights: measured, and told as a table, as JSON and as a page."""
+"""What quantising a model did to each of its weights: measured, and told as text, as JSON and as a page."""
 
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
@@ -12,26 +12,29 @@ from refq.models import page
 SCHEMA = 1              # of to_json; raised when a key changes its meaning or goes away
 SLAB = 1 << 20          # weights measured at a time
 WORST = 40              # layers in the bar plot
-# SQNR in dB from which a layer has a grade, and shares of weights up to which it has one. Four-bit elements flush
-# about a tenth of normally distributed weights, so that this alone is no alarm.
+# SQNR in dB from which a layer has a grade, and shares of weights up to which it has one. Four-bit elements
+# flush about a tenth of normally distributed weights, so that this alone is no alarm.
 SQNR_GRADES = ((30.0, "good"), (18.0, "fair"), (12.0, "poor"), (-np.inf, "bad"))
 SHARE_GRADES = {"saturated": ((0.002, "good"), (0.02, "fair"), (0.1, "poor"), (np.inf, "bad")),
                 "flushed": ((0.02, "good"), (0.2, "fair"), (0.4, "poor"), (np.inf, "bad"))}
 
 MEANINGS = (
-    ("SQNR", "signal to quantisation noise of the weights: 10 log10(sum w^2 / sum (w - q)^2), q the weights that the "
-             "written file gives back. Six dB more is half the error."),
-    ("saturated", "share of the weights cut off at the end of their block's range: rounded to nearest without a range, "
-                  "they would have gone beyond the largest value that the block can represent (OVER-1)."),
+    ("SQNR",
+     "signal to quantisation noise of the weights: 10 log10(sum w^2 / sum (w - q)^2), q the weights that the "
+     "written file gives back. Six dB more is half the error."),
+    ("saturated",
+     "share of the weights cut off at the end of their block's range: rounded to nearest without a range, "
+     "they would have gone beyond the largest value that the block can represent (OVER-1)."),
     ("flushed", "share of the weights that were not zero and became zero."),
-    ("bits", "bits per weight of the data type, its scales included and short tiles counted as they are; stored: "
-             "what the weight takes in this file."),
+    ("bits",
+     "bits per weight of the data type, its scales included and short tiles counted as they are; stored: "
+     "what the weight takes in this file."),
 )
 
 
 @dataclass(frozen=True)
 class Measure:
-    """Numbers about one quantised weight. sqnr_db is None when nothing was lost; the shares are of all weights."""
+    """Numbers about one quantised weight. sqnr_db is None if nothing was lost; shares are of all weights."""
 
     sqnr_db: float | None
     saturated: float
@@ -43,11 +46,12 @@ class Measure:
 class Row:
     """One weight-bearing node.
 
-    node: its name (may be empty). output: its first output, the layer's key. where: the body it is in, "" for the
-    main graph. tensor: the weight. reached: operators between the stored weight and the node. shape: of the weight
-    as the node reads it. axis: reduction axis of the matrix that was cast. dtype: the data type, or the file's type
-    when skipped. status: "quantised" or "skipped". reason: why it was skipped, or what else to know. shared: keys of
-    the other layers that use the same quantised weight. bits, stored_bits: per weight (MEANINGS). encoding: in words.
+    node: its name (may be empty). output: its first output, the layer's key. where: the body it is in, "" for
+    the main graph. tensor: the weight. reached: operators between the stored weight and the node. shape: of
+    the weight as the node reads it. axis: reduction axis of the matrix that was cast. dtype: the data type,
+    or the file's type when skipped. status: "quantised" or "skipped". reason: why it was skipped, or what
+    else to know. shared: keys of the other layers that use the same quantised weight. bits, stored_bits: per
+    weight (MEANINGS). encoding: in words.
     """
 
     node: str
@@ -86,8 +90,8 @@ class Row:
 class Report:
     """The outcome of quantize_model: settings, one row per weight-bearing node in file order, totals.
 
-    model: the quantised ModelProto when no output path was given, else None. parameters: floating-point values stored
-    in the source. source_bytes, target_bytes: sizes of the two models, data files included.
+    model: the quantised ModelProto when no output path was given, else None. parameters: floating-point
+    values stored in the source. source_bytes, target_bytes: sizes of the two models, data files included.
     """
 
     rows: tuple[Row, ...]
@@ -140,42 +144,47 @@ class Report:
         return _text_table(self)
 
     def to_json(self) -> dict:
-        """The report as a dict that json.dumps takes. "refq_report" is the schema's number; an SQNR of None means
-        that nothing was lost (or that the row was skipped).
+        """The report as a dict that json.dumps takes. "refq_report" is the schema's number; an SQNR of None
+        means that nothing was lost (or that the row was skipped).
         """
-        rows = [{**asdict(row), "shape": list(row.shape), "reached": list(row.reached), "shared": list(row.shared)}
-                for row in self.rows]
+        rows = [asdict(row) for row in self.rows]
         for row in rows:
-            if row["histogram"]:
-                row["histogram"].update(before=list(row["histogram"]["before"]), after=list(row["histogram"]["after"]))
+            facts = row["histogram"] or {}
+            for part in (row, facts):
+                part.update((key, list(value)) for key, value in part.items() if isinstance(value, tuple))
         settings = {name: getattr(self, name) for name in ("dtype", "method", "export", "rounding", "recipe")}
-        return {"refq_report": SCHEMA, "refq_version": self.version, "source": self.source, "target": self.target,
-                "settings": settings, "totals": self._totals(), "warnings": list(self.warnings), "rows": rows}
+        return {
+            "refq_report": SCHEMA, "refq_version": self.version, "source": self.source, "target": self.target,
+            "settings": settings, "totals": self._totals(), "warnings": list(self.warnings), "rows": rows
+        }
 
     def to_html(self, extra_sections=()) -> str:
-        """The report as one self-contained page. extra_sections: (title, HTML) pairs shown before the definitions."""
+        """The report as one self-contained page. extra_sections: (title, HTML) pairs for the end of it."""
         return _html(self, extra_sections)
 
     def _totals(self) -> dict:
         worst = self.worst
-        return {"layers": len(self.rows), "quantised_layers": sum(row.quantised for row in self.rows),
-                "parameters": self.parameters, "quantised_parameters": self.quantised_parameters,
-                "average_bits": self.average_bits, "average_stored_bits": self.average_stored_bits,
-                "source_bytes": self.source_bytes, "target_bytes": self.target_bytes,
-                "worst_output": worst.output if worst else None, "worst_sqnr_db": worst.sqnr_db if worst else None}
+        return {
+            "layers": len(self.rows), "quantised_layers": sum(row.quantised for row in self.rows),
+            "parameters": self.parameters, "quantised_parameters": self.quantised_parameters,
+            "average_bits": self.average_bits, "average_stored_bits": self.average_stored_bits,
+            "source_bytes": self.source_bytes, "target_bytes": self.target_bytes,
+            "worst_output": worst.output if worst else None, "worst_sqnr_db": worst.sqnr_db if worst else None
+        }
 
     def _average(self, bits) -> float | None:
         total = self.quantised_parameters
         return sum(bits(row) * row.parameters for row in self.weights) / total if total else None
 
 
-# -- measuring --------------------------------------------------------------------------------------------------
+# -- measuring -----------------------------------------------------------------------------------------------
 
 def measure(x: np.ndarray, q, effective: np.ndarray) -> Measure:
     """Compare a weight matrix with what became of it.
 
-    x: the matrix in its file's dtype. q: its Quantized. effective: the float values the written file gives back.
-    Sums are taken in float64, slab by slab, so that the result does not depend on the machine's threads.
+    x: the matrix in its file's dtype. q: its Quantized. effective: the float values the written file gives
+    back. Sums are taken in float64, slab by slab, so that the result does not depend on the machine's
+    threads.
     """
     signal = noise = 0.0
     saturated = flushed = 0
@@ -192,9 +201,9 @@ def measure(x: np.ndarray, q, effective: np.ndarray) -> Measure:
 
 @dataclass(frozen=True)
 class _Reach:
-    """Where a number format saturates to nearest, ties to even: half a step beyond its extremes (Spec: OVER-1).
+    """Where a number format saturates to nearest, ties to even: half a step beyond its extremes (OVER-1).
 
-    A tie goes on to the even neighbour, so that it saturates (above_ties, below_ties) where the extreme is odd.
+    A tie goes to the even neighbour, so that it saturates (above_ties, below_ties) where the extreme is odd.
     """
 
     above: float
@@ -227,7 +236,8 @@ def _float(number) -> float:
 
 def _slabs(x: np.ndarray, q) -> Iterator[tuple[tuple, np.ndarray]]:
     """Pieces of a matrix of about SLAB values, each with the scales of its values, broadcastable to it."""
-    across = max((axis for axis in range(x.ndim) if axis != q.axis), key=lambda axis: x.shape[axis], default=None)
+    across = max((axis for axis in range(x.ndim) if axis != q.axis), key=lambda axis: x.shape[axis],
+                 default=None)
     length = 1 if across is None else x.shape[across]
     step = max(1, SLAB * length // x.size)
     for start in range(0, length, step):
@@ -248,7 +258,7 @@ def _spread_scales(q, part: tuple, length: int) -> np.ndarray:
     return scales
 
 
-# -- grades and words -------------------------------------------------------------------------------------------
+# -- grades and words ----------------------------------------------------------------------------------------
 
 def grade_sqnr(db: float | None) -> str:
     return "good" if db is None else next(grade for least, grade in SQNR_GRADES if db >= least)
@@ -289,7 +299,8 @@ def _headline(report: Report) -> tuple[list[str], str]:
         return ["Every quantised weight is exact."], "good"
     values = sorted(row.sqnr_db for row in report.weights if row.sqnr_db is not None)
     median = values[len(values) // 2]
-    sentences = [f"{worst.title} ({worst.op}) hurts most: {worst.sqnr_db:.1f} dB SQNR, {_distance(median - worst.sqnr_db)}."]
+    sentences = [f"{worst.title} ({worst.op}) hurts most: {worst.sqnr_db:.1f} dB SQNR, "
+                 f"{_distance(median - worst.sqnr_db)}."]
     for share, word in (("saturated", "saturated"), ("flushed", "flushed to zero")):
         top = max(report.weights, key=lambda row: getattr(row, share))
         if grade_share(share, getattr(top, share)) in ("poor", "bad"):
@@ -301,7 +312,7 @@ def _distance(below: float) -> str:
     return f"{below:.1f} dB below the median layer" if below >= 1 else "level with the other layers"
 
 
-# -- text -------------------------------------------------------------------------------------------------------
+# -- text ----------------------------------------------------------------------------------------------------
 
 _HEAD = ("layer", "op", "weight", "data type", "bits", "SQNR dB", "satur. %", "flush. %", "")
 _NUMBERS = (4, 5, 6, 7)
@@ -325,7 +336,8 @@ def _text_row(row: Row, worst: bool) -> tuple[str, ...]:
     if not row.quantised:
         return (*facts, row.dtype, "", "", "", "", f"skipped: {row.reason}")
     end = "; ".join(filter(None, ("<- worst" if worst else "", row.reason, _shared(row))))
-    return (*facts, row.dtype, f"{row.bits:.2f}", decibels(row.sqnr_db), percent(row.saturated), percent(row.flushed), end)
+    return (*facts, row.dtype, f"{row.bits:.2f}", decibels(row.sqnr_db), percent(row.saturated),
+            percent(row.flushed), end)
 
 
 def _shared(row: Row) -> str:
@@ -334,7 +346,8 @@ def _shared(row: Row) -> str:
 
 def _text_totals(report: Report) -> list[str]:
     done = sum(row.quantised for row in report.rows)
-    lines = [f"{done} of {len(report.rows)} layers quantised, {report.quantised_parameters:,} of {report.parameters:,} parameters"]
+    lines = [f"{done} of {len(report.rows)} layers quantised, {report.quantised_parameters:,} of "
+             f"{report.parameters:,} parameters"]
     if report.average_bits is not None:
         stored = report.average_stored_bits
         extra = f", {stored:.2f} stored" if abs(stored - report.average_bits) >= 0.005 else ""
@@ -346,12 +359,13 @@ def _text_totals(report: Report) -> list[str]:
     return lines + [f"note: {warning}" for warning in report.warnings]
 
 
-# -- the page ---------------------------------------------------------------------------------------------------
+# -- the page ------------------------------------------------------------------------------------------------
 
 def _html(report: Report, extra_sections) -> str:
     name = report.source.replace("\\", "/").rsplit("/", 1)[-1] or "model"
-    subtitle = " · ".join(filter(None, (f"{report.dtype}, method {report.method}, rounding {report.rounding}",
-                                        f"recipe {report.recipe}" if report.recipe else "", f"export {report.export}")))
+    subtitle = " · ".join(
+        filter(None, (f"{report.dtype}, method {report.method}, rounding {report.rounding}",
+                      f"recipe {report.recipe}" if report.recipe else "", f"export {report.export}")))
     sentences, grade = _headline(report)
     blocks = [page.headline(" ".join(sentences), grade), page.tiles(_tiles(report))]
     if report.weights:
@@ -381,12 +395,19 @@ def _tiles(report: Report) -> list[tuple[str, str, str]]:
     ]
     if not weights:
         return entries
-    shares = [sum(getattr(row, share) * row.parameters for row in weights) / total for share in ("saturated", "flushed")]
-    return [*entries,
-            ("bits per weight", f"{report.average_bits:.2f}", f"{report.average_stored_bits:.2f} stored in the file"),
-            ("lowest SQNR", "exact" if worst is None else f"{worst.sqnr_db:.1f} dB", worst.title if worst else ""),
-            ("saturated", f"{percent(shares[0])} %", "of the quantised weights"),
-            ("flushed to zero", f"{percent(shares[1])} %", "of the quantised weights")]
+    shares = [
+        sum(getattr(row, share) * row.parameters
+            for row in weights) / total
+        for share in ("saturated", "flushed")
+    ]
+    return [
+        *entries,
+        ("bits per weight", f"{report.average_bits:.2f}",
+         f"{report.average_stored_bits:.2f} stored in the file"),
+        ("lowest SQNR", "exact" if worst is None else f"{worst.sqnr_db:.1f} dB",
+         worst.title if worst else ""), ("saturated", f"{percent(shares[0])} %", "of the quantised weights"),
+        ("flushed to zero", f"{percent(shares[1])} %", "of the quantised weights")
+    ]
 
 
 def _worst_first(report: Report) -> str:
@@ -394,8 +415,10 @@ def _worst_first(report: Report) -> str:
     shown = rows[:WORST]
     errors = [0.0 if row.sqnr_db is None else 10 ** (-max(row.sqnr_db, -20.0) / 20) for row in shown]
     panels = [("error against signal, SQNR", [
-        page.Bar(row.title, error, decibels(row.sqnr_db) + ("" if row.sqnr_db is None else " dB"), grade_sqnr(row.sqnr_db))
-        for row, error in zip(shown, errors, strict=True)], max(errors))]
+        page.Bar(row.title, error,
+                 decibels(row.sqnr_db) + ("" if row.sqnr_db is None else " dB"), grade_sqnr(row.sqnr_db))
+        for row, error in zip(shown, errors, strict=True)
+    ], max(errors))]
     for share, title in (("saturated", "saturated"), ("flushed", "flushed to zero")):
         full = max([0.01] + [getattr(row, share) for row in shown])
         panels.append((title, [page.Bar(row.title, getattr(row, share), f"{percent(getattr(row, share))} %",
@@ -423,7 +446,8 @@ def _html_row(row: Row, plain: bool) -> tuple:
     layer = row.title + (f" ({row.where})" if row.where else "")
     facts = (layer, row.op, path, "×".join(map(str, row.shape)))
     if not row.quantised:
-        return (*facts, row.dtype, "", "", "", "", page.Raw(page.pill("skipped", "poor").html + " " + page.escape(row.reason)))
+        return (*facts, row.dtype, "", "", "", "",
+                page.Raw(page.pill("skipped", "poor").html + " " + page.escape(row.reason)))
     end = "; ".join(filter(None, ("" if plain else row.encoding, row.reason, _shared(row))))
     return (*facts, row.dtype, f"{row.bits:.2f}", page.graded(decibels(row.sqnr_db), grade_sqnr(row.sqnr_db)),
             page.graded(percent(row.saturated), grade_share("saturated", row.saturated)),
@@ -431,7 +455,8 @@ def _html_row(row: Row, plain: bool) -> tuple:
 
 
 def _histograms(report: Report) -> str:
-    figures = (page.histogram_chart(row.title, decibels(row.sqnr_db) + ("" if row.sqnr_db is None else " dB"), row.histogram)
-               for row in report.weights)
+    figures = (page.histogram_chart(row.title,
+                                    decibels(row.sqnr_db) + ("" if row.sqnr_db is None else " dB"),
+                                    row.histogram) for row in report.weights)
     return page.section("Weights before and after", page.charts(figures),
                         "Filled: the weights; line: what they became. Heights are logarithmic.")

@@ -1,7 +1,7 @@
 """The weights of a model: which operand of which node is a matrix that can be cast, and along which axis.
 
-A layer computes X times a constant matrix. Its weight is known by where it stands in the graph, never by its name,
-and the layer by its first output tensor, which is unique where node names need not be.
+A layer computes X times a constant matrix. Its weight is known by where it stands in the graph, never by its
+name, and the layer by its first output tensor, which is unique where node names need not be.
 """
 
 from collections.abc import Callable, Iterator
@@ -15,13 +15,16 @@ from refq.models.graph import Graph, Node, Static
 
 FLOATS = {TensorProto.FLOAT: "float32", TensorProto.FLOAT16: "float16", TensorProto.BFLOAT16: "bfloat16",
           TensorProto.DOUBLE: "float64"}
+_FIXED = "the weight was a default that a caller could replace (initializer and graph input); it is fixed now"
+_TWICE = "the weight was quantised before: its dequantised values are cast"
 
 
 @dataclass(frozen=True)
 class View:
     """How a stored weight becomes the matrix that is cast: the axis that the layer sums over.
 
-    axis: the reduction axis of the matrix. flat: the stored axes 1, 2, ... are one axis of the matrix (Conv: C, kh, kw).
+    axis: the reduction axis of the matrix. flat: the stored axes from 1 on are one axis of the matrix, as a
+    Conv's C/g, kh, kw are.
     """
 
     axis: int
@@ -39,9 +42,10 @@ class View:
 class WeightOp:
     """One row of WEIGHT_OPS.
 
-    operands: where weights may stand, in order of preference. view: from (node, operand, shape) to the matrix view,
-    None when refq does not cast this operator; `reason` then says why. always: the operand is a weight by its role,
-    so that one computed at run time is worth a row too. rank: the least rank that makes a constant a weight.
+    operands: where weights may stand, in order of preference. view: from (node, operand, shape) to the matrix
+    view, None when refq does not cast this operator; `reason` then says why. always: the operand is a weight
+    by its role, so that one computed at run time is worth a row too. rank: the least rank that makes a
+    constant a weight.
     """
 
     op: str
@@ -58,9 +62,9 @@ class WeightOp:
 class WeightSite:
     """A node that bears a weight, and what can be done with it.
 
-    node, operand: the weight is `node.proto.input[operand]`. static: what that operand is. stored_shape, type: of the
-    tensor the node reads (type: an ONNX element type). view: the matrix, None when the site is skipped for `reason`.
-    note: something the reader of the report should know about a weight that is cast.
+    node, operand: the weight is `node.proto.input[operand]`. static: what that operand is. stored_shape,
+    type: of the tensor the node reads (type: an ONNX element type). view: the matrix, None when the site is
+    skipped for `reason`. note: something the reader of the report should know about a weight that is cast.
     """
 
     node: Node
@@ -84,7 +88,7 @@ class WeightSite:
 
     @property
     def tensor(self) -> str:
-        """The stored tensor's name where the node reads it directly or through Identity; else the name it reads."""
+        """The stored tensor's name if the node reads it directly or through Identity, else what it reads."""
         if self.static is None:
             return self.node.proto.input[self.operand]
         return self.static.root.name if set(self.static.chain) <= {"Identity"} else self.static.name
@@ -134,9 +138,10 @@ def read_weight(graph: Graph, site: WeightSite) -> np.ndarray:
     finite = np.isfinite(matrix)
     if not finite.all():
         where = np.unravel_index(int(np.argmin(finite)), matrix.shape)
-        raise InputError(f"weight {site.tensor!r} of {site.node.op} {site.node.title!r} holds {matrix[where]} at "
-                         f"{tuple(map(int, where))} of its matrix {matrix.shape}; allowed are finite values. "
-                         "Repair the model or exclude the layer")
+        raise InputError(
+            f"weight {site.tensor!r} of {site.node.op} {site.node.title!r} holds {matrix[where]} at "
+            f"{tuple(map(int, where))} of its matrix {matrix.shape}; allowed are finite values. "
+            "Repair the model or exclude the layer")
     return matrix
 
 
@@ -164,8 +169,8 @@ def _site(graph: Graph, node: Node, row: WeightOp, operand: int, static: Static)
     if row.view is not None:
         view = row.view(node, operand, shape)
         reason = _refusal(graph, node, row, shape, element)
-    note = "the weight was a default that a caller could replace (initializer and graph input); it is fixed now" \
-        if static.overridable and graph.model.ir_version >= 4 else ""
+    note = _FIXED if static.overridable and graph.model.ir_version >= 4 else ""
+    note = _TWICE if "DequantizeLinear" in static.chain else note
     return WeightSite(node, operand, static, shape, element, None if reason else view, reason, note)
 
 
@@ -198,6 +203,7 @@ def _conv_view(node: Node, operand: int, shape: tuple[int, ...]) -> View:
 
 _LATER = "{} weights are not cast yet"
 _DONE = "its weights are quantised already"
+_TABLE = "a lookup table is not summed over: tables are not cast yet"
 
 WEIGHT_OPS: tuple[WeightOp, ...] = (
     WeightOp("MatMul", (1, 0), _matmul_view),
@@ -206,12 +212,13 @@ WEIGHT_OPS: tuple[WeightOp, ...] = (
     *(WeightOp(op, operands, reason=_LATER.format(op), always=True) for op, operands in (
         ("ConvTranspose", (1,)), ("DeformConv", (1,)), ("LSTM", (1, 2)), ("GRU", (1, 2)), ("RNN", (1, 2)))),
     WeightOp("Einsum", tuple(range(8)), reason=_LATER.format("Einsum"), rank=2),
-    WeightOp("Gather", (0,), reason="a lookup table is not summed over: tables are not cast yet", rank=2, table=True),
+    WeightOp("Gather", (0,), reason=_TABLE, rank=2, table=True),
     *(WeightOp(op, operands, reason=_DONE, always=True) for op, operands in (
         ("MatMulInteger", (1, 0)), ("ConvInteger", (1,)), ("QLinearMatMul", (3, 0)), ("QLinearConv", (3,)))),
     *(WeightOp(op, (1,), reason=_DONE, domain="com.microsoft", always=True) for op in (
-        "MatMulNBits", "MatMulBnb4", "MatMulFpQ4", "QAttention", "DynamicQuantizeMatMul", "MatMulIntegerToFloat")),
-    *(WeightOp(op, operands, reason=_LATER.format("com.microsoft " + op), domain="com.microsoft")
-      for op, operands in (("FusedMatMul", (1, 0)), ("FusedGemm", (1, 0)), ("FusedConv", (1,)), ("Attention", (1,)),
-                           ("MoE", (2, 3)))),
+        "MatMulNBits", "MatMulBnb4", "MatMulFpQ4", "QAttention", "DynamicQuantizeMatMul",
+        "MatMulIntegerToFloat")),
+    *(WeightOp(op, operands, reason=_LATER.format(f"com.microsoft {op}"), domain="com.microsoft")
+      for op, operands in (("FusedMatMul", (1, 0)), ("FusedGemm", (1, 0)), ("FusedConv", (1,)),
+                           ("Attention", (1,)), ("MoE", (2, 3)))),
 )
