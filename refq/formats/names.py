@@ -5,6 +5,7 @@ import re
 from functools import lru_cache
 
 from refq.errors import InputError
+from refq.formats import values
 from refq.formats.rows import FORMATS, Float, Int, Row, p3109
 
 # Spellings that mean two things in the field (Spec: VAL-8).
@@ -17,18 +18,22 @@ AMBIGUOUS: dict[str, tuple[str, ...]] = {
     "binary8p3": ("binary8p3se", "binary8p3sf", "e5m2fnuz"),
     "binary8p4": ("binary8p4se", "binary8p4sf", "e4m3fnuz"),
     "e5m3": ("ue5m3", "e5m3fn"),
+    **{f"tcast:binary8p{p}": (f"tcast:e{8 - p}m{p - 1}b{2 ** (7 - p)}inuz", f"tcast:e{8 - p}m{p - 1}b{2 ** (7 - p)}fnuz")
+       for p in (3, 4, 5)},         # TensorCast's parser says the first, its predefined constants are the second
 }
 
 _MINIFLOAT = re.compile(r"(u?)e(\d+)m(\d+)(?:b(\d+))?(ieee|fnuz|fn|finite|scale)?")
 _P3109 = re.compile(r"binary(\d+)p(\d+)([su])([ef])|p3109_k(\d+)p(\d+)([su])([ef])")
 _INTEGER = re.compile(r"(u?)int(\d+)")
+_TENSORCAST = re.compile(r"tcast:(?:e(\d+)m(\d+)(?:b(\d+))?(fnuz|inuz|fn)?|(u?)int(\d+))")
 
 
 def number_format(name) -> Row:
     """The row of a number format from any of its spellings; a row is returned as it is.
 
-    name: a canonical name, an alias (ml_dtypes, ONNX, MLIR, torch), a P3109 name, or by rule
-    `[u]eXmY[bZ](ieee|fn|fnuz|finite|scale)`. Case does not matter. Spec: VAL-8.
+    name: a canonical name, an alias (ml_dtypes, ONNX, MLIR, torch), a P3109 name, by rule
+    `[u]eXmY[bZ](ieee|fn|fnuz|finite|scale)`, or TensorCast's spelling behind `tcast:`. Case does not matter.
+    Spec: VAL-8.
     Raises InputError for unknown and for ambiguous spellings, naming the candidates.
     """
     if isinstance(name, Row):
@@ -41,9 +46,8 @@ def number_format(name) -> Row:
         return row
     if key in AMBIGUOUS:
         raise InputError(f"number format {name!r} is ambiguous; say which: {', '.join(AMBIGUOUS[key])}")
-    if (shape := _MINIFLOAT.fullmatch(key)) and not shape[5]:
-        raise InputError(f"number format {name!r} does not say how its special codes work; say which: "
-                         + ", ".join(key + rule for rule in ("ieee", "fn", "fnuz", "finite")))
+    if shape := _MINIFLOAT.fullmatch(key):
+        raise InputError(f"number format {name!r} is ambiguous; say which: {', '.join(_spelled_out(*shape.groups()))}")
     near = difflib.get_close_matches(key, list(aliases()), 4, 0.6)
     raise InputError(f"number format {name!r} is not known" + (f"; nearest names: {', '.join(near)}" if near else ""))
 
@@ -58,22 +62,60 @@ def _aliases(rows: tuple[Row, ...]) -> dict[str, Row]:
     return {spelling.lower(): row for row in rows for spelling in (row.name, *row.aka)}
 
 
+def _spelled_out(unsigned: str, exp: str, man: str, bias: str | None, special: str | None) -> list[str]:
+    """What a spelling that says too little could mean. An fnuz without a bias has two in use (VAL-8)."""
+    stem, half = f"{unsigned}e{exp}m{man}", 2 ** (int(exp) - 1)
+    if special == "fnuz":
+        return [f"{stem}b{half}fnuz", f"{stem}b{half - 1}fnuz (TensorCast's tcast:{stem}fnuz)"]
+    stem += f"b{bias}" if bias else ""
+    rules = ("scale", "fn", "finite") if man == "0" else ("ieee", "fn", "fnuz", "finite")
+    return [stem + rule for rule in rules if not (unsigned and rule == "fnuz")]
+
+
 @lru_cache(maxsize=1024)
 def _by_rule(key: str) -> Row | None:
     if shape := _P3109.fullmatch(key):
         k, p, sign, domain = (part for part in shape.groups() if part is not None)
         return p3109(int(k), int(p), sign == "s", {"e": "extended", "f": "finite"}[domain])
     if shape := _INTEGER.fullmatch(key):
-        if not 1 <= int(shape[2]) <= 32:
-            raise InputError(f"integers of {shape[2]} bits are not number formats here; allowed are 1 to 32 bits")
-        return Int(key, int(shape[2]), signed=not shape[1])
+        return _integer(key, int(shape[2]), signed=not shape[1])
+    if shape := _TENSORCAST.fullmatch(key):
+        return _tensorcast(key, *shape.groups())
     shape = _MINIFLOAT.fullmatch(key)
-    if shape is None or not shape[5]:
+    if shape is None or not shape[5] or (shape[5] == "fnuz" and not shape[4]):
         return None
-    exp, man, special = int(shape[2]), int(shape[3]), shape[5]
-    if not 1 <= exp <= 11 or man > 52:
-        raise InputError(f"number format {key!r}: allowed are 1 to 11 exponent bits and 0 to 52 trailing bits")
-    bias = int(shape[4]) if shape[4] else 2 ** (exp - 1) - (special != "fnuz")
-    unsigned = bool(shape[1]) or special == "scale"
-    return Float(key, exp, man, bias, special, signed=not unsigned, tie="up" if special == "scale" else "even",
-                 ref="by rule (VAL-8)")
+    exp, bias = int(shape[2]), int(shape[4]) if shape[4] else None
+    return _float(key, exp, int(shape[3]), bias, shape[5], signed=not shape[1] and shape[5] != "scale")
+
+
+def _tensorcast(key: str, exp, man, bias, special, unsigned, bits) -> Row:
+    """TensorCast's grammar: the default bias is 2^(E-1) - 1 under every suffix, `inuz` is P3109's rule, and a signed
+    integer of K bits is sign and magnitude with one integer bit and no -0."""
+    if bits and unsigned:
+        return _integer(key.removeprefix("tcast:"), int(bits), signed=False)
+    if bits:
+        return _float(key, 1, int(bits) - 2, 1, "fnuz")
+    if man == "0" and not special:
+        return _float(key, int(exp), 0, int(bias) if bias else None, "scale", signed=False)
+    rule = {None: "ieee", "inuz": "p3109-extended"}.get(special, special)
+    return _float(key, int(exp), int(man), int(bias) if bias else None, rule)
+
+
+def _integer(name: str, bits: int, signed: bool) -> Row:
+    if not 1 <= bits <= 32:
+        raise InputError(f"integers of {bits} bits are not number formats here; allowed are 1 to 32 bits")
+    return FORMATS.get(name) or Int(name, bits, signed=signed)
+
+
+def _float(name: str, exp: int, man: int, bias: int | None, special: str, signed: bool = True) -> Row:
+    """A float by rule, under its shortest spelling; the row of the table where it says the same."""
+    if not 1 <= exp <= 11 or not 0 <= man <= 52:
+        raise InputError(f"number format {name!r}: allowed are 1 to 11 exponent bits and 0 to 52 trailing bits")
+    usual = 2 ** (exp - 1) - 1
+    bias = usual if bias is None else bias
+    if special in values.SPECIALS and not special.startswith("p3109"):
+        sign = "" if signed or special == "scale" else "u"
+        name = f"{sign}e{exp}m{man}{'' if bias == usual and special != 'fnuz' else f'b{bias}'}{special}"
+    row = Float(name, exp, man, bias, special, signed=signed, tie="up" if special == "scale" else "even", ref="by rule (VAL-8)")
+    return next((known for known in FORMATS.values() if known.layout == row.layout and known.tie == row.tie
+                 and known.special == special), row)
