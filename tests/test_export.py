@@ -224,7 +224,8 @@ def test_value_tables_are_shared(layers):
     pairs, e2m1 = numpy_helper.to_array(tables["refq_e2m1_values"]), np.array([0, .5, 1, 1.5, 2, 3, 4, 6])
     signed = np.concatenate([e2m1, -e2m1])
     assert pairs.shape == (256, 2) and np.signbit(pairs[8, 0])
-    assert np.array_equal(pairs[:, 0], np.tile(signed, 16)) and np.array_equal(pairs[:, 1], np.repeat(signed, 16))
+    assert np.array_equal(pairs[:, 0], np.tile(signed, 16))
+    assert np.array_equal(pairs[:, 1], np.repeat(signed, 16))
 
 
 def test_negative_zero_survives_in_tables():

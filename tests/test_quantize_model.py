@@ -309,6 +309,21 @@ def test_the_opset_is_raised_only_when_needed():
     assert (newest.opset_import[0].version, newest.ir_version) == (24, 13)
 
 
+def test_notes_survive_a_raised_opset():
+    """onnx.version_converter drops metadata of nodes and tensors; exporters write where a node came from."""
+    proto = branches()
+    proto.ir_version = 10
+    inner = proto.graph.node[1].attribute[0].g.node[0]
+    for entry in (proto.graph, proto.graph.node[0], inner, proto.graph.input[0]):
+        entry.metadata_props.add(key="from", value="here")
+        entry.doc_string = "text"
+    after = quantize_model(proto, dtype="mxfp4").model
+    bodies = [attribute.g for attribute in after.graph.node[-1].attribute]
+    inner_after = next(n for body in bodies for n in body.node if n.output[0] == inner.output[0] and n.doc_string)
+    for entry in (after.graph, node_of(after, "x"), inner_after, after.graph.input[0]):
+        assert [(p.key, p.value) for p in entry.metadata_props] == [("from", "here")] and entry.doc_string == "text"
+
+
 def test_other_domains_stay():
     imports = [helper.make_opsetid("", 17), helper.make_opsetid("com.microsoft", 1)]
     proto = model([node("MatMul", ["x", "w"], ["h"]), node("FastGelu", ["h"], ["y"], domain="com.microsoft")],
@@ -517,6 +532,19 @@ def test_missing_external_data(tmp_path):
 def test_short_external_data(tmp_path):
     source = external(tmp_path)
     (tmp_path / "m.bin").write_bytes(b"\0" * 100)
+    with pytest.raises(InputError, match="data of tensor 'w1' cannot be read"):
+        quantize_model(source, tmp_path / "q.onnx")
+
+
+@pytest.mark.parametrize("location", ["../secret.bin", "/etc/hostname"])
+def test_external_data_outside_the_models_folder_is_not_read(tmp_path, location):
+    (tmp_path / "secret.bin").write_bytes(bytes(64 * 40 * 4 * 2))
+    (tmp_path / "in").mkdir()
+    source = external(tmp_path / "in")
+    proto = onnx.load(source, load_external_data=False)
+    for stored in proto.graph.initializer:
+        next(e for e in stored.external_data if e.key == "location").value = location
+    source.write_bytes(proto.SerializeToString())
     with pytest.raises(InputError, match="data of tensor 'w1' cannot be read"):
         quantize_model(source, tmp_path / "q.onnx")
 

@@ -115,8 +115,9 @@ class Plan:
     def opset_for(self, block, view: View, shape: tuple[int, ...]) -> int:
         """The opset that a weight of this view and stored shape needs, 0 for any."""
         tiles = isinstance(block.tile, int) or (block.tile == "channel" and len(view.matrix_shape(shape)) > 2)
-        blocked = [self.element.blocked] if self.element and self.element.read == "dequantize" and tiles else []
-        return max([carrier.opset for carrier in (self.element, self.scale) if carrier] + blocked, default=0)
+        carriers = [carrier for carrier in (self.element, self.scale) if carrier]
+        blocked = [c.blocked for c in carriers[:1] if c.read == "dequantize" and tiles]
+        return max([carrier.opset for carrier in carriers] + blocked, default=0)
 
 
 FLOAT_PLAN = Plan("float")
@@ -175,7 +176,7 @@ class Tables:
         self.initializers: dict[tuple[str, int, int], TensorProto] = {}
 
     def name(self, row: Row, exponent: int = 0, lanes: int = 1) -> str:
-        """The table of the values of a format times 2^exponent, indexed by code; with several lanes [256, lanes],
+        """The table of a format's values times 2^exponent, indexed by code; with several lanes [256, lanes],
         indexed by bytes that hold as many codes, the first in the lowest bits.
 
         Raises InputError when a value is not exact in float32.
@@ -368,7 +369,8 @@ def _by_table(out: _Builder, codes: str, q, plan: Plan, grid: _Grid) -> str:
     name = _look_up(out, codes, number_format(q.dtype.element), "", 0, lanes)
     if size % lanes:  # the last byte holds fewer codes
         name = out.node("Reshape", [name, out.integers("flat", [-1])], "Reshape_flat")
-        name = out.node("Slice", [name, out.integers("zero", [0]), out.integers("size", [size])], "Slice_codes")
+        ends = [out.integers(word, [value]) for word, value in (("zero", 0), ("size", size))]
+        name = out.node("Slice", [name, *ends], "Slice_codes")
     if lanes > 1:
         name = out.node("Reshape", [name, out.integers("codes", grid.codes_shape)], "Reshape_codes")
     return _times_scales(out, name, q, plan, grid)

@@ -105,6 +105,7 @@ def raise_opset(model: onnx.ModelProto, opset: int, warnings: list[str]) -> tupl
         return model, refusal + str(error).strip().splitlines()[0]
     if _interface(raised) != _interface(model):
         return model, f"{refusal}the converter would change the inputs or outputs"
+    _restore_notes(model.graph, raised.graph)
     warnings.append(f"opset raised from {before} to {opset}")
     return raised, ""
 
@@ -240,6 +241,32 @@ def _converted_wrongly(graph: onnx.GraphProto, before: int, after: int) -> set[s
             if attribute.HasField("g"):
                 found |= _converted_wrongly(attribute.g, before, after)
     return found
+
+
+def _restore_notes(before: onnx.GraphProto, after: onnx.GraphProto) -> None:
+    """Put back what the converter drops: metadata and descriptions of nodes, tensors and values."""
+    def notes(source, target):
+        if not target.metadata_props:
+            target.metadata_props.extend(source.metadata_props)
+        if not target.doc_string:
+            target.doc_string = source.doc_string
+    notes(before, after)
+    for field in ("initializer", "input", "output", "value_info"):
+        targets = {entry.name: entry for entry in getattr(after, field)}
+        for entry in getattr(before, field):
+            if entry.name in targets:
+                notes(entry, targets[entry.name])
+    after.quantization_annotation.extend(before.quantization_annotation[len(after.quantization_annotation):])
+    made = {node.output[0]: node for node in after.node if node.output}
+    for node in before.node:
+        target = made.get(node.output[0]) if node.output else None
+        if target is None or target.op_type != node.op_type:
+            continue
+        notes(node, target)
+        bodies = {attribute.name: attribute.g for attribute in target.attribute if attribute.HasField("g")}
+        for attribute in node.attribute:
+            if attribute.name in bodies:
+                _restore_notes(attribute.g, bodies[attribute.name])
 
 
 def _interface(model: onnx.ModelProto) -> tuple:

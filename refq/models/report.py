@@ -332,12 +332,12 @@ def _text_table(report: Report) -> str:
 
 def _text_row(row: Row, worst: bool) -> tuple[str, ...]:
     name = row.title if len(row.title) <= 40 else f"{row.title[:18]}...{row.title[-19:]}"
-    facts = (name, row.op, "x".join(map(str, row.shape)))
+    facts = (name, row.op, "x".join(map(str, row.shape)), row.dtype)
+    where = f"in {row.where}" if row.where else ""
     if not row.quantised:
-        return (*facts, row.dtype, "", "", "", "", f"skipped: {row.reason}")
-    end = "; ".join(filter(None, ("<- worst" if worst else "", row.reason, _shared(row))))
-    return (*facts, row.dtype, f"{row.bits:.2f}", decibels(row.sqnr_db), percent(row.saturated),
-            percent(row.flushed), end)
+        return (*facts, "", "", "", "", "; ".join(filter(None, (f"skipped: {row.reason}", where))))
+    end = "; ".join(filter(None, ("<- worst" if worst else "", where, row.reason, _shared(row))))
+    return (*facts, f"{row.bits:.2f}", decibels(row.sqnr_db), percent(row.saturated), percent(row.flushed), end)
 
 
 def _shared(row: Row) -> str:
