@@ -318,10 +318,11 @@ def test_notes_survive_a_raised_opset():
         entry.metadata_props.add(key="from", value="here")
         entry.doc_string = "text"
     after = quantize_model(proto, dtype="mxfp4").model
-    bodies = [attribute.g for attribute in after.graph.node[-1].attribute]
-    inner_after = next(n for body in bodies for n in body.node if n.output[0] == inner.output[0] and n.doc_string)
+    nodes = [n for attribute in after.graph.node[-1].attribute for n in attribute.g.node]
+    inner_after = next(n for n in nodes if n.output[0] == inner.output[0] and n.doc_string)
     for entry in (after.graph, node_of(after, "x"), inner_after, after.graph.input[0]):
-        assert [(p.key, p.value) for p in entry.metadata_props] == [("from", "here")] and entry.doc_string == "text"
+        assert [(p.key, p.value) for p in entry.metadata_props] == [("from", "here")]
+        assert entry.doc_string == "text"
 
 
 def test_other_domains_stay():
@@ -472,6 +473,17 @@ def test_a_failure_leaves_the_old_file_and_no_litter(tmp_path, monkeypatch):
     with pytest.raises(RuntimeError, match="reads back differently"):
         quantize_model(TWO, target)
     assert target.read_bytes() == b"old" and os.listdir(tmp_path) == ["q.onnx"]
+
+
+def test_a_full_disk(tmp_path, monkeypatch):
+    (tmp_path / "q.onnx").write_bytes(b"old")
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+    monkeypatch.setattr(files.os, "replace", full)
+    with pytest.raises(InputError, match="cannot write .*q.onnx.*: No space left on device"):
+        quantize_model(TWO, tmp_path / "q.onnx")
+    assert (tmp_path / "q.onnx").read_bytes() == b"old" and os.listdir(tmp_path) == ["q.onnx"]
 
 
 def test_reading_back_finds_a_wrong_byte(tmp_path, monkeypatch):

@@ -134,7 +134,10 @@ def write(model: onnx.ModelProto, path, source: Source, verify) -> int:
     whole new one.
     """
     path = Path(path)
-    folder = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
+    try:
+        folder = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
+    except OSError as error:
+        raise InputError(f"cannot write {str(path)!r}: {error.strerror}") from error
     try:
         target = folder / path.name
         external = sum(map(_tensor_bytes, tensors(model))) > EMBED_LIMIT
@@ -148,6 +151,8 @@ def write(model: onnx.ModelProto, path, source: Source, verify) -> int:
         for file in ([folder / data_name(path)] if external else []) + [target]:
             os.replace(file, path.parent / file.name)
         return size
+    except OSError as error:
+        raise InputError(f"cannot write {str(path)!r}: {error.strerror}") from error
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 

@@ -13,6 +13,7 @@ import numpy as np
 GRADES = ("good", "fair", "poor", "bad")   # colours of bars and cells, best first
 
 STYLE = """
+:root { --font:system-ui,-apple-system,"Segoe UI",Roboto,"Helvetica Neue",Arial,sans-serif }
 :root { color-scheme: light dark; --paper:#f6f7f9; --card:#ffffff; --ink:#1b2430; --soft:#667085;
   --line:#e3e7ee;
   --good:#2f9e6e; --fair:#4b7bec; --poor:#e69a1c; --bad:#d64545; --weight:#b9c4d6; --accent:#3b5bdb;
@@ -22,9 +23,8 @@ STYLE = """
   --accent:#8fa8ff;
   --track:#262e39; } }
 * { box-sizing:border-box } html { -webkit-text-size-adjust:100% }
-body { margin:0; background:var(--paper); color:var(--ink); font:15px/1.5 system-ui,-apple-system,"Segoe
-  UI",Roboto,
-  "Helvetica Neue",Arial,sans-serif; font-variant-numeric:tabular-nums }
+body { margin:0; background:var(--paper); color:var(--ink); font:15px/1.5 var(--font);
+  font-variant-numeric:tabular-nums }
 main { max-width:1180px; margin:0 auto; padding:32px 24px 64px }
 header h1 { margin:0 0 4px; font-size:26px; letter-spacing:-.01em } header p { margin:0; color:var(--soft) }
 .headline { margin:20px 0 0; padding:14px 18px; border-left:4px solid var(--accent); background:var(--card);
@@ -45,17 +45,19 @@ th { text-align:left; color:var(--soft); font-weight:600; white-space:nowrap } t
   border-bottom:1px solid var(--line); vertical-align:top } td { white-space:nowrap } tr:last-child td {
   border-bottom:0 }
 td.n, th.n { text-align:right; white-space:nowrap } td.soft, .soft { color:var(--soft) }
-td.name, td.wrap { white-space:normal; overflow-wrap:anywhere; min-width:130px } td.name { font-weight:600 }
-td.last { white-space:normal; min-width:180px; color:var(--soft); font-size:12.5px } td.n b { font-weight:650
+td.name, td.wrap { white-space:normal; overflow-wrap:anywhere; min-width:150px } td.name { font-weight:600 }
+td.last { white-space:normal; overflow-wrap:anywhere; min-width:140px; color:var(--soft); font-size:12.5px }
+  td.n b { font-weight:650
   } .pill { display:inline-block; padding:0 8px; border-radius:99px; font-size:12px;
   background:var(--track); white-space:nowrap }
-.good { color:var(--good) } .fair { color:var(--fair) } .poor { color:var(--poor) } .bad { color:var(--bad) }
+a { color:var(--accent) } .good { color:var(--good) } .fair { color:var(--fair) } .poor { color:var(--poor) }
+.bad { color:var(--bad) }
 .charts { display:grid; grid-template-columns:repeat(auto-fill,minmax(260px,1fr)); gap:14px }
 figure { margin:0 } figcaption { font-size:12.5px; color:var(--soft); display:flex;
   justify-content:space-between; gap:8px }
 figcaption b { color:var(--ink); font-weight:600; overflow:hidden; text-overflow:ellipsis; white-space:nowrap
   }
-svg { display:block; width:100%; height:auto; font:12px system-ui,sans-serif;
+svg { display:block; width:100%; height:auto; font:12px var(--font);
   font-variant-numeric:tabular-nums }
 svg text { fill:var(--ink) } svg .soft { fill:var(--soft) } svg .track { fill:var(--track) }
 svg .good { fill:var(--good) } svg .fair { fill:var(--fair) } svg .poor { fill:var(--poor) } svg .bad {

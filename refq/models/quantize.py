@@ -19,6 +19,7 @@ from refq.models.export import FLOAT_PLAN, Exported, Plan, Tables, encode_weight
 from refq.models.graph import Graph, Scope, Use
 from refq.models.report import Report, Row, measure
 from refq.models.weights import FLOATS, WeightSite, find_weights, read_weight
+from refq.version import __version__
 
 METHODS = {"rtn": "direct cast: every weight rounded on its own, without looking at activations"}
 
@@ -56,7 +57,7 @@ def quantize_model(model_input, model_output=None, dtype="mxfp4", method="rtn", 
     _insert(graph, done)
     _stamp(graph.model, settings)
     size = _deliver(graph.model, model_output, source, done, flaw, warnings)
-    return Report(rows=rows, version=_version(), parameters=parameters, source_bytes=source.size,
+    return Report(rows=rows, version=__version__, parameters=parameters, source_bytes=source.size,
                   target_bytes=size, source=str(source.path or ""), target=str(model_output or ""),
                   warnings=tuple(warnings), model=graph.model if model_output is None else None, **settings)
 
@@ -280,14 +281,9 @@ def _stamp(model: onnx.ModelProto, settings: dict[str, str]) -> None:
     inputs = {value.name for value in model.graph.input}
     bare = any(tensor.name not in inputs for tensor in model.graph.initializer)  # allowed from IR 4 on
     model.ir_version = max(model.ir_version, needed, 4 if bare else 3)
-    facts = {"refq.version": _version(), **{f"refq.{key}": value for key, value in settings.items()}}
+    facts = {"refq.version": __version__, **{f"refq.{key}": value for key, value in settings.items()}}
     kept = [(entry.key, entry.value) for entry in model.metadata_props if entry.key not in facts]
     helper.set_model_props(model, dict(kept) | facts)
-
-
-def _version() -> str:
-    from refq import __version__
-    return __version__
 
 
 # -- the result ----------------------------------------------------------------------------------------------

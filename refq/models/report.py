@@ -337,7 +337,8 @@ def _text_row(row: Row, worst: bool) -> tuple[str, ...]:
     if not row.quantised:
         return (*facts, "", "", "", "", "; ".join(filter(None, (f"skipped: {row.reason}", where))))
     end = "; ".join(filter(None, ("<- worst" if worst else "", where, row.reason, _shared(row))))
-    return (*facts, f"{row.bits:.2f}", decibels(row.sqnr_db), percent(row.saturated), percent(row.flushed), end)
+    shares = percent(row.saturated), percent(row.flushed)
+    return (*facts, f"{row.bits:.2f}", decibels(row.sqnr_db), *shares, end)
 
 
 def _shared(row: Row) -> str:
@@ -443,13 +444,13 @@ def _html_table(report: Report) -> str:
 
 def _html_row(row: Row, plain: bool) -> tuple:
     path = " → ".join((row.tensor, *row.reached)) if row.reached else row.tensor
-    layer = row.title + (f" ({row.where})" if row.where else "")
-    facts = (layer, row.op, path, "×".join(map(str, row.shape)))
+    facts = (row.title, row.op, path, "×".join(map(str, row.shape)), row.dtype)
+    where = f"in {row.where}" if row.where else ""
     if not row.quantised:
-        return (*facts, row.dtype, "", "", "", "",
-                page.Raw(page.pill("skipped", "poor").html + " " + page.escape(row.reason)))
-    end = "; ".join(filter(None, ("" if plain else row.encoding, row.reason, _shared(row))))
-    return (*facts, row.dtype, f"{row.bits:.2f}", page.graded(decibels(row.sqnr_db), grade_sqnr(row.sqnr_db)),
+        words = page.escape("; ".join(filter(None, (row.reason, where))))
+        return (*facts, "", "", "", "", page.Raw(f"{page.pill('skipped', 'poor').html} {words}"))
+    end = "; ".join(filter(None, ("" if plain else row.encoding, row.reason, where, _shared(row))))
+    return (*facts, f"{row.bits:.2f}", page.graded(decibels(row.sqnr_db), grade_sqnr(row.sqnr_db)),
             page.graded(percent(row.saturated), grade_share("saturated", row.saturated)),
             page.graded(percent(row.flushed), grade_share("flushed", row.flushed)), end)
 
