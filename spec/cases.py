@@ -11,14 +11,14 @@ from fractions import Fraction
 from spec.oracle.blocks import SAT
 from spec.oracle.scalar import NUMBER, Value, encode, facts
 
-DENSE = 1 << 10         # targets with more magnitudes than this are thinned, by the rule of `_indices`
+DENSE = 300         # targets with more magnitudes than this are thinned, by the rule of `_indices`
 
 
 def boundary(source, target, full=False) -> list[int]:
     """Every value, midpoint and overflow point of the target with its neighbours in the source, both signs.
 
-    Unless full, targets of more than DENSE magnitudes keep 40 at either end, those around some 100 binades,
-    and some 500 spread evenly.
+    Unless full, targets of more than DENSE magnitudes keep 24 at either end, those around some 60 binades,
+    and some 150 spread evenly.
     """
     s, chosen = facts(source), set()
     for point in points(facts(target), full):
@@ -56,10 +56,10 @@ def _indices(t, full):
 
 def _candidates(last, man):
     """The thinning rule; never walks all indices, so that it also serves 32- and 64-bit targets."""
-    ends = set(range(41)) | set(range(last - 40, last + 1))
-    step = last // 500 | 1
+    ends = set(range(25)) | set(range(last - 24, last + 1))
+    step = last // 150 | 1
     starts = list(range(0, last, 1 << man)) if man else [1 << k for k in range(last.bit_length())]
-    starts = starts[::max(1, len(starts) // 100)]
+    starts = starts[::max(1, len(starts) // 60)]
     near = {start + d for start in starts for d in (-1, 0, 1)}
     return sorted(ends | near | set(range(0, last, step)))
 

@@ -86,24 +86,31 @@ def test_p3109_decodes_sampled(k):
         assert_decodes(row, sampled(row))
 
 
-@pytest.mark.parametrize("dtype", ["binary64", "binary32", "binary16"])
+def as_floats(row):
+    """The oracle's values of all codes of a row as float64, NaN where the code is NaN."""
+    def number(value):
+        if value.kind == scalar.NAN:
+            return float("nan")
+        magnitude = float("inf") if value.kind == scalar.INFINITE else float(value.magnitude)
+        return -magnitude if value.negative else magnitude
+    return np.array([number(scalar.decode(code, facts(row))) for code in range(1 << row.width)])
+
+
 @pytest.mark.parametrize("name", [name for name, row in FORMATS.items() if row.width <= 16])
-def test_decoded_arrays(name, dtype):
-    """refq.decode gives the oracle's value as bits of the dtype, or refuses an inexact one (VAL-7)."""
-    row, target = FORMATS[name], facts(FORMATS[dtype])
+def test_decoded_arrays(name):
+    """refq.decode gives the oracle's values bit for bit, one NaN, or refuses an inexact dtype (VAL-7)."""
+    row, want = FORMATS[name], as_floats(FORMATS[name])
     codes = np.arange(1 << row.width, dtype=np.uint16 if row.width > 8 else np.uint8)
-    decoded = [scalar.decode(code, facts(row)) for code in codes.tolist()]
-    want = [scalar.encode(value, target, "rne", WORDS["nonsat"]) for value in decoded]
-    exact = all(scalar.decode(code, target)[:3] == value[:3] or value.kind == scalar.NAN
-                for code, value in zip(want, decoded))
-    if not exact:
-        with pytest.raises(refq.InputError):
-            refq.decode(codes, row, DTYPES[dtype])
-        return
-    got = refq.decode(codes, row, DTYPES[dtype])
-    got = got.view(f"u{got.itemsize}")
-    bad = np.flatnonzero(got != np.array(want, got.dtype))
-    assert not bad.size, f"{codes[bad[0]]:#x}: refq {got[bad[0]]:#x}, oracle {want[bad[0]]:#x}"
+    for dtype, nan in ((np.float64, 0x7FF8 << 48), (np.float32, 0x7FC00000), (np.float16, 0x7E00)):
+        with np.errstate(over="ignore"):
+            narrow = want.astype(dtype)
+        if not np.array_equal(narrow.astype(np.float64), want, equal_nan=True):
+            with pytest.raises(refq.InputError):
+                refq.decode(codes, row, dtype)
+            continue
+        word = f"u{narrow.itemsize}"
+        bits = np.where(np.isnan(narrow), np.array(nan, word), narrow.view(word))
+        assert np.array_equal(refq.decode(codes, row, dtype).view(word), bits)
 
 
 # --- encode ---------------------------------------------------------------------------------------
@@ -111,7 +118,7 @@ def test_decoded_arrays(name, dtype):
 def operands(source, target, full=False):
     """Every boundary case, three significands per exponent, and the special codes of a source, as codes.
 
-    Unless full, targets of over 1024 magnitudes and binary64's far exponents are thinned (spec/cases.py).
+    Unless full, targets of over 300 magnitudes and binary64's far exponents are thinned (spec/cases.py).
     """
     s, t = facts(source), facts(target)
     step = 1 if full or source.width < 64 else 16
@@ -138,14 +145,13 @@ class Expected:
             seen = {}
             values = [v._replace(negative=False) for v in self.values] if magnitude else self.values
             results = [scalar.rounded(v, self.facts, rounding, random) for v in values]
-            index = [seen.setdefault(r, len(seen)) for r in results]
-            self.stages[key] = list(seen), np.array(index)
+            self.stages[key] = [seen.setdefault(r, len(seen)) for r in results], list(seen)
         return self.stages[key]
 
     def answer(self, rounding, overflow, random=None):
         rule = scalar.rule_for(self.facts, WORDS[overflow], WORDS)
         key = "settled", rounding, not self.facts.signed and "magnitude" in rule["negative"], random
-        distinct, index = self.rounded(*key[1:])
+        index, distinct = self.rounded(*key[1:])
         if key not in self.stages:          # in range every rule says the same; elsewhere it is asked again
             codes = [scalar.settle(r, self.facts, rounding, WORDS["sat"]) for r in distinct]
             loose = [i for i, r in enumerate(distinct) if self.loose(r)]
@@ -203,7 +209,7 @@ def test_full_boundary_from_floats(name, source):
     check_encode(FORMATS[name], source, full=True)
 
 
-ODD = ["e1m2finite", "e1m3ieee", "e3m0finite", "e4m0fn", "e2m5fnuz", "e6m9fn", "e5m0scale", "ue4m3ieee",
+ODD = ["e1m2finite", "e1m3ieee", "e3m0finite", "e4m0fn", "e2m5b2fnuz", "e6m9fn", "e5m0scale", "ue4m3ieee",
        "ue3m2finite", "ue5m0fn", "e4m3b4fn", "e3m2b9ieee"]
 
 
@@ -304,7 +310,7 @@ def test_stochastic_random(name, width, source):
     """Random operands element by element, every overflow rule."""
     row, rng = FORMATS[name], np.random.default_rng(width)
     codes = operands(SOURCES[source], row)
-    codes = rng.choice(np.array(codes, np.uint64), min(len(codes), 150), replace=False).tolist()
+    codes = rng.choice(np.array(codes, np.uint64), min(len(codes), 60), replace=False).tolist()
     bits = rng.integers(0, 1 << width, len(codes)).tolist()
     bits[:2] = 0, (1 << width) - 1
     for rounding in STOCHASTIC:

@@ -194,25 +194,26 @@ def rounded(v, fmt, rounding, random=None):
     else:
         d <<= f.quantum                                        # ... now counted in smallest quanta
     grow = max((n // d).bit_length() - f.precision, 0) if f.precision else 0
-    whole, rest = divmod(n, d << grow)                         # the quantum at |x| is 2**grow smallest ones
+    d <<= grow                                                 # the quantum at |x| is 2**grow smallest ones
+    whole, rest = divmod(n, d)
     if rest:
-        whole += _away(whole, Fraction(rest, d << grow), v.negative, grow, f, rounding, random)
+        whole += _away(whole, rest, d, v.negative, grow, f, rounding, random)
     return Rounded(NUMBER, v.negative, whole << grow, n != 0)
 
 
-def _away(whole, part, negative, grow, f, rounding, random):
-    """Whether the magnitude whole + part, 0 < part < 1, goes to whole + 1 (True) or to whole (False)."""
+def _away(whole, rest, d, negative, grow, f, rounding, random):
+    """Whether the magnitude whole + rest/d, 0 < rest < d, goes to whole + 1 (True) or to whole (False)."""
     even = whole % 2 == 0
     if f.precision == 1 and whole:                             # ROUND-6: every exponent is a code of its own
         even = (f.quantum + grow + f.bias) % 2 == 0
-    half = Fraction(1, 2)
     match rounding:
         case "rne":
-            return part > half or (part == half and (f.precision == 1 and f.tie == "up" or not even))
+            to_upper = not even or (f.precision == 1 and f.tie == "up")
+            return 2 * rest > d or (2 * rest == d and to_upper)
         case "rna":
-            return part >= half
+            return 2 * rest >= d
         case "rnz":
-            return part > half
+            return 2 * rest > d
         case "rtz":
             return False
         case "rup":
@@ -224,11 +225,11 @@ def _away(whole, part, negative, grow, f, rounding, random):
     r, n = random                                              # ROUND-5: 0 <= R < 2**N
     match rounding:
         case "sra":
-            return part * 2**n // 1 + r >= 2**n
+            return rest * 2**n // d + r >= 2**n
         case "srb":
-            return part * 2**(n + 1) // 1 + 2 * r + 1 >= 2**(n + 1)
+            return rest * 2**(n + 1) // d + 2 * r + 1 >= 2**(n + 1)
         case "src":
-            return round(part * 2**n) + r >= 2**n              # round(): nearest integer, ties to even
+            return round(Fraction(rest * 2**n, d)) + r >= 2**n      # round(): nearest integer, ties to even
     raise ValueError(f"rounding {rounding!r} is not one of rne rna rnz rtz rup rdn rto sra srb src")
 
 
