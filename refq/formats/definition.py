@@ -47,7 +47,7 @@ def convert_words(codes, source: Row, target: Row, rule, limits, random_bits=Non
 
 
 def overflows(codes, source: Row, target: Row, rounding: str, random_bits=None, random_width=None):
-    """For each flat source code of a finite value: whether, once rounded, it lies beyond the target's range (OVER-1)."""
+    """For each flat code of a finite source value: whether it rounds beyond the target's range (OVER-1)."""
     parts = take_apart(codes, source)
     index = round_index(parts, target, rounding_rule(rounding), random_bits, random_width or 0)
     return index > np.where(parts.negative, _U64(target.layout.min_index), _U64(target.layout.max_index))
@@ -100,8 +100,8 @@ def round_index(parts: Parts, target: Row, rule, random_bits, width):
     below = (quantum - layout.qmin).astype(np.uint64)
     index = (below << _U64(layout.man if target.is_float else 0)) + kept
 
-    half = np.where(cut > 64, -1, _compare(rest, _U64(1) << (np.minimum(cut, _U64(64)) - np.minimum(cut, _U64(1)))))
-    half = np.where(cut == 0, -1, half)
+    half_quantum = _U64(1) << np.clip(cut, _U64(1), _U64(64)) - _U64(1)
+    half = np.where((cut == 0) | (cut > 64), -1, _compare(rest, half_quantum))
     odd = ((index - _U64(layout.first)) & _U64(1)).astype(bool)
     tie_up = np.ones_like(odd) if layout.man == 0 and target.tie == "up" else odd       # ROUND-6
 
@@ -118,8 +118,8 @@ def round_index(parts: Parts, target: Row, rule, random_bits, width):
         up = (down > 0) & (bit == 1) & (sticky | (floor & _U64(1) == 1))
         return floor + up
 
-    away = rule.away(Remainder(parts.negative, odd, tie_up, rest != 0, half, fraction, fraction_even, random_bits, width))
-    index = index + away
+    remainder = Remainder(parts.negative, odd, tie_up, rest != 0, half, fraction, fraction_even, random_bits, width)
+    index = index + rule.away(remainder)
     return np.where((m != 0) & (parts.exponent > top), _U64(layout.top_index + 1), index)
 
 
@@ -140,25 +140,13 @@ def _mask(bits):
 def settle(parts: Parts, index, source: Row, target: Row, rule, limits):
     """Codes (padding excluded) of rounded values: range, infinities, NaN, zero. Spec: OVER-*, NAN-*, ZERO-*."""
     layout = target.layout
-    negative, m = parts.negative, parts.m
-    least = layout.max_index if limits.lowest == "symmetric" and layout.sign == "twos" else layout.min_index
-    index = np.maximum(index, _U64(layout.first))                       # ROUND-7
-    code = _finite(layout, negative & (m != 0 if layout.first else True), index)
-    signed = layout.sign != "none"
-    over, under = ~negative & (index > layout.max_index), negative & (index > least)
-    if layout.first:
-        under = negative & (m != 0)                                     # every nonzero negative is below the least value
-        code = np.where(m == 0, _U64(_outcome(layout, ("nan", "max") if limits.zero == "nan" else ("max",), True, least, limits.nan_code)), code)
-    above, below, unsigned_unbounded = STOPS[limits.stop]
-    high = ("max",) if rule.name in above or (rule.name in unsigned_unbounded and not signed and layout.inf is not None) \
-        else limits.above
-    low = ("max",) if rule.name in below else limits.above if signed else limits.negative
-    infinite_low = limits.infinite if signed else limits.negative
-    for where, chain, side in ((over, high, False), (under, low, True), (parts.inf & ~negative, limits.infinite, False),
-                               (parts.inf & negative, infinite_low, True)):
+    code = _finite(layout, parts.negative, np.maximum(index, _U64(layout.first)))       # ROUND-7
+    for where, chain, below in _out_of_range(parts, index, layout, rule, limits):
         if where.any():
-            code = np.where(where, _U64(_outcome(layout, chain, side, least, limits.nan_code)), code)
-    return np.where(parts.nan, _nan_code(parts, source, target, limits), code) if parts.nan.any() else code
+            code = np.where(where, _U64(_outcome(layout, limits, chain, below)), code)
+    if parts.nan.any():
+        code = np.where(parts.nan, _nan_code(parts, source, target, limits), code)
+    return code
 
 
 def _finite(layout: Layout, negative, index):
@@ -170,40 +158,76 @@ def _finite(layout: Layout, negative, index):
     return code
 
 
-def _outcome(layout: Layout, chain, negative: bool, least: int, nan_code: str) -> int:
-    """The code of the first word of a chain that the format can express."""
-    unsigned = layout.sign == "none"
-    extreme = layout.code(True, least) if negative and not unsigned else \
-        layout.code(False, layout.first if negative else layout.max_index)
-    codes = {"max": extreme, "inf": layout.neg_inf if negative else layout.inf, "nan": _default_nan(layout, negative, nan_code)}
+_NO_ZERO = {"min": ("max",), "nan": ("nan", "max")}        # "max" on the lower side is the least value
+
+
+def _out_of_range(parts: Parts, index, layout: Layout, rule, limits):
+    """(where, chain of outcomes, on the lower side) of what has no finite code; later ones go before earlier ones."""
+    negative, signed = parts.negative, layout.sign != "none"
+    above, below, above_unsigned = STOPS[limits.stop]
+    stops_above = rule.name in above or (rule.name in above_unsigned and not signed and layout.inf is not None)
+    under = negative & (index > _least(layout, limits))
+    if not signed and layout.first:     # no zero: every nonzero negative is below the least value
+        under = negative & (parts.m != 0)
+        yield parts.m == 0, _NO_ZERO[limits.zero], True
+    lower, lower_infinite = (limits.above, limits.infinite) if signed else (limits.negative, limits.negative)
+    yield ~negative & (index > layout.max_index), ("max",) if stops_above else limits.above, False
+    yield under, ("max",) if rule.name in below else lower, True
+    yield parts.inf & ~negative, limits.infinite, False
+    yield parts.inf & negative, lower_infinite, True
+
+
+def _least(layout: Layout, limits) -> int:
+    """Magnitude of the least value that a result may take (OVER-7)."""
+    symmetric = limits.lowest == "symmetric" and layout.sign == "twos"
+    return layout.max_index if symmetric else layout.min_index
+
+
+def _outcome(layout: Layout, limits, chain, below: bool) -> int:
+    """The code of the first word of a chain that the format can express, on the upper or the lower side."""
+    if not below:
+        extreme, infinity = layout.code(False, layout.max_index), layout.inf
+    elif layout.sign == "none":
+        extreme, infinity = layout.code(False, layout.first), None
+    else:
+        extreme, infinity = layout.code(True, _least(layout, limits)), layout.neg_inf
+    codes = {"max": extreme, "inf": infinity, "nan": _plain_nan(layout, limits, below)}
     return next((codes[word] for word in chain if codes[word] is not None), extreme)
 
 
-def _default_nan(layout: Layout, negative: bool, nan_code: str) -> int | None:
-    """The NaN that a value without payload becomes."""
+def _plain_nan(layout: Layout, limits, negative: bool) -> int | None:
+    """The NaN that a value without payload becomes (NAN-1)."""
     if layout.nan is None:
         return None
-    signed = negative and layout.nan_signed and nan_code in ("signed-quiet", "signed-ones", "payload")
-    return (layout.nan_ones if nan_code.endswith("ones") else layout.nan) | signed << (layout.bits - 1)
+    signed = negative and layout.nan_signed and limits.nan_code not in ("quiet", "ones")
+    return (layout.nan_ones if limits.nan_code.endswith("ones") else layout.nan) | signed << (layout.bits - 1)
 
 
 def _nan_code(parts: Parts, source: Row, target: Row, limits):
     """Codes for NaN sources. Spec: NAN-1 (which NaN), NAN-2 (no NaN in the target), NAN-3 (integer targets)."""
-    layout = target.layout
-    sign = parts.negative.astype(np.uint64) << _U64(layout.bits - 1) if layout.nan_signed or layout.sign == "bit" else _U64(0)
-    largest, least, zero = layout.code(False, layout.max_index), layout.code(True, layout.min_index), layout.code(False, layout.first)
+    layout, sign_bit = target.layout, _U64(1 << (target.layout.bits - 1))
+    zero, largest = layout.code(False, layout.first), layout.code(False, layout.max_index)
     if not target.is_float:
-        return _U64({"zero": zero, "max": largest, "min": least if layout.sign != "none" else zero}[limits.nan_int])
+        least = layout.code(True, layout.min_index) if layout.sign != "none" else zero
+        return _U64({"zero": zero, "max": largest, "min": least}[limits.nan_int])
     word = next((word for word in limits.nan if word != "nan" or layout.nan is not None), "+max")
-    if word != "nan":
-        return {"+max": _U64(largest), "zero": _U64(zero), "signed-max": _U64(largest) | sign,
-                "opposite-zero": _U64(zero) | (sign ^ _U64(layout.neg_zero << (layout.bits - 1)))}[word]
-    quiet = _U64(layout.nan_ones if limits.nan_code.endswith("ones") else layout.nan)
-    if limits.nan_code == "payload" and target.special == "ieee" and source.special == "ieee":
-        gap = target.layout.man - source.layout.man
-        payload = parts.trailing << _U64(max(gap, 0)) >> _U64(max(-gap, 0))
-        return quiet | payload | sign
-    return quiet | sign if layout.nan_signed and limits.nan_code.startswith(("signed", "payload")) else quiet
+    if word == "nan":
+        plain = [_U64(_plain_nan(layout, limits, negative)) for negative in (False, True)]
+        quiet = np.where(parts.negative, plain[1], plain[0])
+        both_ieee = source.special == target.special == "ieee"
+        return quiet | _payload(parts, source, target) if limits.nan_code == "payload" and both_ieee else quiet
+    if word in ("+max", "zero") or layout.sign != "bit":
+        return _U64(zero if word in ("zero", "opposite-zero") else largest)
+    if word == "signed-max":
+        return np.where(parts.negative, _U64(largest) | sign_bit, _U64(largest))
+    minus_zero = sign_bit if layout.neg_zero else _U64(0)                # opposite-zero
+    return np.where(parts.negative, _U64(0), minus_zero)
+
+
+def _payload(parts: Parts, source: Row, target: Row):
+    """The top trailing bits of a NaN source, as far as the target has room."""
+    gap = target.layout.man - source.layout.man
+    return parts.trailing << _U64(max(gap, 0)) >> _U64(max(-gap, 0))
 
 
 def values_of(row: Row, codes, dtype):
