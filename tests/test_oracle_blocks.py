@@ -159,6 +159,26 @@ def midpoint_tiles(n, dtype, name):
     return rows[np.isfinite(rows.astype(np.float64)).all(-1)]
 
 
+def scale_tiles(n, dtype, name):
+    """Largest magnitudes on and next to those at which an amax-rule scale is exact or a tie.
+
+    A source has the tie itself only where it is precise enough for it.
+    """
+    block, formats = described(name)
+    scale, rows = formats[block["scale"]], []
+    one = scalar.encode(scalar.exact(1), scale, "rne", blocks.SAT)
+    top = blocks._top(formats[block["element"]])
+    for code in (0, 1, 2, 3, 6, 7, 8, 9, one - 1, one, one + 1, one + 2, one + 5, scale.top - 1):
+        low, high = (scalar.decode(c, scale).magnitude for c in (code, code + 1))
+        for ratio in (low, (low + high) / 2):
+            with np.errstate(all="ignore"):
+                amax = np.array(float(ratio * top)).astype(dtype)
+                beside = [np.nextafter(amax, np.array(to, dtype)) for to in (0, np.inf)]
+            rows += [np.linspace(0, 1, n) * float(peak) for peak in (amax, *beside) if np.isfinite(peak)]
+    rows = np.array(rows)
+    return np.where(np.arange(n) == n - 1, rows, rows * 0.99).astype(dtype)
+
+
 def random_tiles(n, dtype, count=12):
     """Random words, normal numbers at many sizes, and coarse grids on which quotients tie."""
     rng = np.random.default_rng(n + 1)
@@ -175,6 +195,7 @@ def tiles(n, dtype, name):
     with np.errstate(all="ignore"):
         parts = [make(n, dtype) for make in (fixed_tiles, special_tiles, power_tiles, random_tiles)]
         parts += [midpoint_tiles(n, dtype, name)] if described(name)[0]["scale"] else []
+        parts += [scale_tiles(n, dtype, name)] if described(name)[0]["rule"] == "amax" else []
     return np.concatenate(parts)
 
 
