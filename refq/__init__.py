@@ -1,4 +1,4 @@
-"""refq: bit-exact reference for low-precision number formats, block-scaled quantisation and golden vectors."""
+"""refq: bit-exact number formats, block-scaled quantisation, golden vectors and conformance checks."""
 
 from refq.blocks.quantize import Quantized, dequantize, fake_quantize, quantize
 from refq.blocks.rows import data_type
@@ -7,8 +7,10 @@ from refq.formats.codec import convert, decode, encode
 from refq.formats.names import number_format
 from refq.version import __version__
 
-__all__ = ["InputError", "Quantized", "convert", "data_type", "decode", "dequantize", "encode", "fake_quantize", "number_format",
-           "quantize", "quantize_model", "__version__"]
+__all__ = [
+    "InputError", "Quantized", "convert", "data_type", "decode", "dequantize", "encode", "fake_quantize",
+    "number_format", "quantize", "quantize_model", "__version__",
+]
 
 
 def __getattr__(name):
