@@ -7,7 +7,8 @@
 Division. A power-of-two scale is removed by an exact multiplication. A float scale divides in float64, and that
 decides every rounding exactly: a source of at most 46 significant bits and a product (rounding boundary x scale) of
 at most 45 differ by a multiple of 2^-47 of either or not at all, which float64's 2^-53 cannot lose. float64 sources
-are brought to 46 bits first by rounding to odd, which keeps their order against every such product. Spec: BLOCK-9.
+are brought to 46 bits first by rounding to odd, which keeps their order against every such product. The boundaries
+of stochastic rounding have up to 33 bits more: it divides in integers. Spec: BLOCK-9.
 """
 
 from dataclasses import dataclass
@@ -80,15 +81,15 @@ def quantize(x, dtype, axis=-1, rounding="rne", recipe=None, random_bits=None, r
     """
     block, x = data_type(dtype), np.asarray(x)
     recipe = _recipe(block, recipe)
-    _check_tensor_scale(block, tensor_scale)
+    tensor_scale = _given_tensor_scale(block, tensor_scale)
     if block.scale is None:
         codes = codec.encode(x, block.element_row, rounding, OVERFLOW, random_bits, random_width)
         return Quantized(codes, None, block, x.shape, _axis(x, axis, block), recipe, rounding)
     axis, values = _axis(x, axis, block), _working(x)
     tiles = _Tiles.of(values.shape, block, axis)
     flat = tiles.cut(values)
-    amax = _amax(flat)
-    scales, divisor, tensor_scale = _SCALES[block.rule](amax, block, tensor_scale)
+    with np.errstate(all="ignore"):         # NaN and infinities are sorted out below (BLOCK-6)
+        scales, divisor, tensor_scale = _SCALES[block.rule](_amax(flat), block, tensor_scale)
     draws = codec.random_operand(rounding_rule(rounding), random_bits, random_width, x.shape)
     draws = None if draws is None else tiles.cut(draws.reshape(x.shape))
     codes = _elements(flat, divisor, block, rounding, draws, random_width)
@@ -97,11 +98,9 @@ def quantize(x, dtype, axis=-1, rounding="rne", recipe=None, random_bits=None, r
 
 def dequantize(quantized: Quantized, dtype=np.float32) -> np.ndarray:
     """The values of a Quantized, each exact product element x scale (x tensor scale) rounded once (Spec: BLOCK-11)."""
-    q, dtype = quantized, np.dtype(dtype)
-    if dtype.name not in ("float64", "float32", "float16"):
-        raise InputError(f"cannot dequantise into dtype {dtype}; allowed are float64, float32 and float16")
+    q, dtype = quantized, codec.float_dtype(dtype)
     if q.scales is None:
-        return codec.decode(q.codes, q.dtype.element_row, dtype)
+        return _unscaled_values(q.codes, q.dtype.element_row, dtype)
     # The product of two float32 values rounds once in float32; everything else is exact in float64 and rounds at the end.
     single = dtype == np.float32 and q.tensor_scale is None and q.dtype.element_row.precision <= 24
     working = np.dtype(np.float32 if single else np.float64)
@@ -119,6 +118,12 @@ def dequantize(quantized: Quantized, dtype=np.float32) -> np.ndarray:
             run(part.reshape(-1), room)
             np.multiply(room.reshape(part.shape), scales[rows, None], out=values[rows, columns], casting="same_kind")
     return tiles.join(values)
+
+
+def _unscaled_values(codes, row, dtype):
+    if codec.exact_in(row, dtype):
+        return codec.decode(codes, row, dtype)
+    return codec.convert(codes, row, codec.source_row(dtype), "rne", "nonsat").view(dtype)
 
 
 def fake_quantize(x, dtype, axis=-1, rounding="rne", recipe=None, random_bits=None, random_width=None) -> np.ndarray:
@@ -139,13 +144,16 @@ def _recipe(block: Block, recipe: str | None) -> str:
     return name
 
 
-def _check_tensor_scale(block: Block, tensor_scale):
+def _given_tensor_scale(block: Block, tensor_scale) -> np.float32 | None:
     if tensor_scale is None:
-        return
+        return None
     if not block.outer:
         raise InputError(f"{block.name} has no tensor scale, so none can be given")
-    if not 0 < tensor_scale < np.inf or np.float32(tensor_scale) != tensor_scale:
+    real = isinstance(tensor_scale, (float, np.floating, int, np.integer)) and not isinstance(tensor_scale, bool)
+    largest = float(np.finfo(np.float32).max)
+    if not real or not 0 < tensor_scale <= largest or float(np.float32(tensor_scale)) != float(tensor_scale):
         raise InputError(f"tensor_scale must be a positive finite float32 value, got {tensor_scale!r}")
+    return np.float32(tensor_scale)
 
 
 def _axis(x, axis: int, block: Block) -> int:
@@ -153,7 +161,7 @@ def _axis(x, axis: int, block: Block) -> int:
         if block.tile in (None, "tensor"):
             return 0
         raise InputError(f"{block.name} needs an axis to tile, but the array has no dimensions")
-    if not isinstance(axis, (int, np.integer)) or not -x.ndim <= axis < x.ndim:
+    if not isinstance(axis, (int, np.integer)) or isinstance(axis, bool) or not -x.ndim <= axis < x.ndim:
         raise InputError(f"axis {axis!r} is not an axis of an array of shape {x.shape}")
     return int(axis) % x.ndim
 
@@ -164,7 +172,8 @@ def _working(x):
     if x.dtype in (np.float32, np.float64):
         return x
     if source.precision <= 24:
-        return x.astype(np.float32)
+        with np.errstate(invalid="ignore"):         # signalling NaNs
+            return x.astype(np.float32)
     if x.size and max(abs(int(x.max())), abs(int(x.min()))) > 1 << 53:
         raise InputError("integers to quantise must lie between -2^53 and 2^53")
     return x.astype(np.float64)
@@ -176,6 +185,7 @@ class _Tiles:
 
     shape: tuple[int, ...]      # of the array
     axis: int
+    lines: int
     length: int                 # of a line
     size: int                   # of a tile
     count: int                  # of tiles in a line
@@ -184,16 +194,16 @@ class _Tiles:
     def of(shape, block: Block, axis: int) -> "_Tiles":
         if block.tile == "tensor":
             length = int(np.prod(shape))
-            return _Tiles(tuple(shape), -1, length, max(length, 1), 1)
-        length = shape[axis]
-        size = max(length, 1) if block.tile == "channel" else block.tile
-        return _Tiles(tuple(shape), axis, length, size, -(-length // size))
+            return _Tiles(tuple(shape), -1, 1, length, max(length, 1), 1)
+        length, lines = shape[axis], int(np.prod(shape[:axis] + shape[axis + 1:]))
+        size = max(length, 1) if block.tile == "channel" else min(block.tile, max(length, 1))
+        return _Tiles(tuple(shape), axis, lines, length, size, -(-length // size))
 
     def cut(self, array):
         """(tiles, size), C-contiguous: a view where the array already lies so."""
-        lines = array.reshape(1, -1) if self.axis < 0 else np.moveaxis(array, self.axis, -1).reshape(-1, self.length)
+        lines = (array if self.axis < 0 else np.moveaxis(array, self.axis, -1)).reshape(self.lines, self.length)
         if self.length != self.count * self.size:
-            padded = np.zeros((lines.shape[0], self.count * self.size), array.dtype)
+            padded = np.zeros((self.lines, self.count * self.size), array.dtype)
             padded[:, : self.length] = lines
             lines = padded
         return np.ascontiguousarray(lines).reshape(-1, self.size)
@@ -202,7 +212,7 @@ class _Tiles:
         """Back from (tiles, size) to the array's shape."""
         if self.axis < 0:
             return tiles.reshape(-1)[: self.length].reshape(self.shape)
-        lines = tiles.reshape(-1, self.count * self.size)[:, : self.length]
+        lines = tiles.reshape(self.lines, self.count * self.size)[:, : self.length]
         others = self.shape[: self.axis] + self.shape[self.axis + 1:]
         return np.ascontiguousarray(np.moveaxis(lines.reshape(*others, self.length), -1, self.axis))
 
@@ -260,19 +270,18 @@ def _amax_scales(amax, block: Block, tensor_scale):
     amax = _to_odd(amax.astype(np.float64))
     if block.outer and tensor_scale is None:
         overall = amax[finite].max(initial=0.0)
-        fitted = _nearest_positive(np.array([overall / (largest * float(row.max))]), number_format(block.outer))[1][0]
-        tensor_scale = fitted if overall else 1.0
+        ratio = np.array([overall / (largest * float(row.max))])
+        tensor_scale = _nearest_positive(ratio, overall > 0, number_format(block.outer))[1][0] if overall else 1.0
     outer = 1.0 if tensor_scale is None else float(tensor_scale)
     tensor_scale = None if tensor_scale is None else np.float32(outer)
-    codes, values = _nearest_positive(np.where(finite, amax, np.nan) / (largest * outer), row)
+    codes, values = _nearest_positive(np.where(finite, amax, np.nan) / (largest * outer), amax > 0, row)
     return codes, values * outer, tensor_scale
 
 
-def _nearest_positive(values, row):
-    """Codes and values of quotients rounded to nearest even; what is not zero does not become zero (BLOCK-9)."""
-    with np.errstate(over="ignore"):
-        codes = codec.encode(values, row, "rne", OVERFLOW)
-    codes = np.where((values > 0) & (codes == 0), 1, codes).astype(codes.dtype)
+def _nearest_positive(quotients, positive, row):
+    """Codes and values of quotients rounded to nearest even; where `positive` says so, zero is too small (BLOCK-9)."""
+    codes = codec.encode(quotients, row, "rne", OVERFLOW)
+    codes = np.where(positive & (codes == 0), 1, codes).astype(codes.dtype)
     return codes, codec.decode(codes, row, np.float64)
 
 
@@ -288,10 +297,12 @@ def _elements(tiles, divisor, block: Block, rounding, draws, random_width):
     broken = np.isnan(divisor)
     divisor = np.where((divisor == 0) | broken, 1, divisor)
     codes = np.empty(tiles.shape, codec.code_dtype(row))
-    power = block.rule == "floor"
-    if power:
-        divisor = (1 / divisor).astype(tiles.dtype)     # a power of two: exact
-    quotients, working = (_by_power, tiles.dtype) if power else (_by_division, np.dtype(np.float64))
+    working = np.dtype(np.float64)
+    if block.rule == "floor":
+        quotients, divisor = _by_power, (1 / divisor).astype(tiles.dtype)       # a power of two: exact
+        working = tiles.dtype if row.layout.qmin > -100 else working    # no tie may drown in float32's last place
+    else:
+        quotients = _by_long_division if rule.stochastic else _by_division
     run = codec.encoder(codec.source_row(working), row, rounding, OVERFLOW, tiles.size, random_width)
     scratch = np.empty(min(tiles.size, CHUNK), working)
     with np.errstate(over="ignore", under="ignore", invalid="ignore"):
@@ -314,11 +325,25 @@ def _pieces(tiles):
 
 
 def _by_power(part, inverse, room):
-    return np.multiply(part, inverse, out=room)
+    return np.multiply(part, inverse, out=room, dtype=room.dtype)
 
 
 def _by_division(part, divisor, room):
     return np.divide(_to_odd(part) if part.dtype == np.float64 else part, divisor, out=room)
+
+
+def _by_long_division(part, divisor, room):
+    """Quotients rounded to odd at 52 or 53 significant bits: enough for 32 random bits below any element format."""
+    fraction, exponent = np.frexp(part.astype(np.float64))
+    below, power = np.frexp(divisor)
+    dividend = np.ldexp(np.abs(fraction), 63).astype(np.uint64)         # 53 bits at the top of 63
+    below = np.ldexp(below, 32).astype(np.uint64)                       # scales have at most 32 bits (blocks/rows.py)
+    high, rest = np.divmod(dividend, below)
+    low, rest = np.divmod(rest << np.uint64(31), below)
+    quotient = high << np.uint64(31) | low | (rest != 0)                # 62 or 63 bits, the last one sticky
+    mask = np.uint64((1 << 10) - 1)
+    quotient = (quotient | ((quotient & mask) + mask)) & ~mask
+    return np.copysign(np.ldexp(quotient.astype(np.float64), exponent - power - 62), part, out=room)
 
 
 def _to_odd(values):

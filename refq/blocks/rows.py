@@ -11,7 +11,7 @@ from fractions import Fraction
 from functools import lru_cache
 
 from refq.errors import InputError
-from refq.formats.codec import code_dtype
+from refq.formats.codec import code_dtype, exact_in
 from refq.formats.names import number_format
 from refq.formats.rows import Row, registered_in
 
@@ -48,14 +48,27 @@ class Block:
             raise InputError(f"{self.name}: a scale needs a rule and a tile, and the other way round")
         if self.scale and self.tile not in ("channel", "tensor") and not (isinstance(self.tile, int) and self.tile >= 1):
             raise InputError(f"{self.name}: tile {self.tile!r} is not allowed; a number from 1, 'channel' or 'tensor' is")
-        if self.scale and not (self.scale_row.has_nan and self.element_row.max > 0):
-            raise InputError(f"{self.name}: the scale format must have a NaN and the element a positive value")
-        if self.rule == "floor" and self.scale_row.special != "scale":
-            raise InputError(f"{self.name}: rule floor needs an exponent scale format such as e8m0, not {self.scale}")
-        if self.rule == "amax" and (not self.scale_row.has_zero or not self.scale_row.is_float):
-            raise InputError(f"{self.name}: rule amax needs a floating scale format with a zero, not {self.scale}")
         if self.outer not in (None, "float32") or (self.outer and self.rule != "amax"):
             raise InputError(f"{self.name}: the outer scale is float32 or none, and goes with rule amax, not {self.outer!r}")
+        if self.scale:
+            self._check_scaled(self.element_row, self.scale_row)
+
+    def _check_scaled(self, element: Row, scale: Row):
+        """What the arithmetic of quantize.py needs to be exact."""
+        widths = element.precision + scale.precision + (24 if self.outer else 0)
+        for wrong, words in (
+                (not scale.has_nan or not element.has_zero or element.max <= 0,
+                 "the scale format must have a NaN and the element a zero and a positive value"),
+                (self.rule == "floor" and (scale.special != "scale" or scale.layout.qmin < -127),
+                 f"rule floor needs an exponent scale format from 2^-127 up, such as e8m0, not {self.scale}"),
+                (self.rule == "amax" and (not scale.has_zero or not scale.is_float),
+                 f"rule amax needs a floating scale format with a zero, not {self.scale}"),
+                (not exact_in(element, "float32") or not exact_in(scale, "float32"),
+                 f"float32 must hold every value of {self.element} and {self.scale}"),
+                (self.rule == "amax" and (widths > 44 or self.outer is not None and scale.precision > 8),
+                 f"{self.element} and {self.scale} have too many significant bits together to divide exactly")):
+            if wrong:
+                raise InputError(f"{self.name}: {words}")
 
     @property
     def element_row(self) -> Row:

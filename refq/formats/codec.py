@@ -155,9 +155,15 @@ def float_dtype(dtype) -> np.dtype:
     return found
 
 
-def _refuse_inexact(row: Row, dtype: np.dtype):
+def exact_in(row: Row, dtype) -> bool:
+    """Whether every finite value of a format is a value of float64, float32 or float16 (Spec: VAL-7)."""
     room = source_row(dtype)
-    if row.precision > room.precision or row.layout.qmin < room.layout.qmin or row.emax > room.emax:
+    in_range = max(row.max, -row.lowest) <= room.max
+    return in_range and row.precision <= room.precision and row.layout.qmin >= room.layout.qmin
+
+
+def _refuse_inexact(row: Row, dtype: np.dtype):
+    if not exact_in(row, dtype):
         raise InputError(f"not every value of {row.name} is exact in {dtype}; decode into a wider dtype, or use "
                          "refq.formats.values.exact for fractions")
 
