@@ -53,10 +53,9 @@ class Quantized:
         """The values, each exact product rounded once to float64, float32 or float16 (Spec: BLOCK-11)."""
         return dequantize(self, dtype)
 
-    def pack(self) -> "packing.Packed":
-        """Codes and scales as bytes in the ONNX layout (Spec: PACK-1)."""
-        scales = None if self.scales is None else packing.pack_codes(self.scales, 8 * self.scales.itemsize)
-        return packing.Packed(packing.pack_codes(self.codes, self.dtype.element_row.width), scales, self.tensor_scale)
+    def pack(self, layout="onnx", scale_layout="onnx") -> "packing.Packed":
+        """Codes and scales as bytes: layout names of refq.blocks.layouts (Spec: PACK-1 to PACK-9)."""
+        return packing.pack(self, layout, scale_layout=scale_layout)
 
     @property
     def bits_per_value(self) -> Fraction:
