@@ -103,7 +103,7 @@ def test_refused(call, words):
 # --- a quantised array ------------------------------------------------------------------------------------
 
 def test_a_quantised_array_by_hand():
-    """A full mxfp4 tile with amax 6 = 1.5 * 2^2, so scale 2^0 = code 127; then a short one of 1, scale 2^-2."""
+    """A full mxfp4 tile: amax 6 = 1.5 * 2^2, scale 2^0 = code 127; then a short one of 1, scale 2^-2."""
     x = np.zeros((1, 34), np.float32)
     x[0, :4], x[0, 32:] = [6, -0.5, 1.5, -0.0], [1, -1]
     packed = refq.quantize(x, "mxfp4").pack()

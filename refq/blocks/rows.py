@@ -134,8 +134,8 @@ def data_type(name) -> Block:
         return Block((row := number_format(key)).name, row.name, ref=row.ref)
     except InputError as error:
         near = difflib.get_close_matches(key, list(spellings), 4, 0.6)
-        raise InputError(f"data type {name!r} is not known"
-                         + (f"; nearest names: {', '.join(near)}" if near else f", nor as a number format: {error}")) from None
+        nearest = f"; nearest names: {', '.join(near)}" if near else ""
+        raise InputError(f"data type {name!r} is not known{nearest}; and {error}") from None
 
 
 @lru_cache(maxsize=1024)
