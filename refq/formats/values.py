@@ -1,8 +1,9 @@
 """From a row to exact values: the integer layout every other module computes with.
 
 A magnitude is counted by an *index*: 0 is zero, 1 the smallest positive value, and so on upwards. For a
-floating format the index is the code without its sign, so that carrying out of the significand moves into the
-next binade by itself; for an integer it is the magnitude. One formula gives every value (Spec: VAL-2):
+floating format the index is the code without its sign (one more where there is no zero), so that a carry out
+of the significand moves into the next binade by itself; for an integer it is the magnitude. One formula gives
+every value (Spec: VAL-2):
 
     index < 2^man:  index * 2^qmin
     otherwise:      (2^man + index mod 2^man) * 2^(qmin + (index >> man) - 1)
@@ -10,6 +11,8 @@ next binade by itself; for an integer it is the magnitude. One formula gives eve
 
 from dataclasses import dataclass
 from fractions import Fraction
+
+from refq.errors import InputError
 
 NAN, INF, NEG_INF = "nan", "inf", "-inf"
 
@@ -20,7 +23,7 @@ class Layout:
 
     bits: int               # significant code bits, sign included, padding excluded
     pad: int                # low bits of the stored word that carry nothing
-    man: int                # log2 of the number of codes per binade; for integers >= bits: no second binade
+    man: int                # log2 of the codes per binade; for integers their bits: no second binade
     qmin: int               # exponent of the smallest quantum
     first: int              # index of the smallest magnitude that has a code (1 where there is no zero)
     max_index: int          # largest finite magnitude
@@ -53,12 +56,12 @@ class Layout:
         return (1 << self.man) + index - (binade << self.man), self.qmin + binade - 1
 
 
-# Each special rule (Spec: VAL-3, VAL-6): from the all-ones magnitude `ones` and the row to the codes it takes away.
-# "max" is the largest finite magnitude code; None stands for "this format has none".
+# Each special rule (Spec: VAL-3, VAL-6) says which codes are no plain values, from the row and the magnitude
+# of all ones. "max" is the code of the largest finite magnitude; a key left out: the format has no such code.
 
 def _ieee(row, ones):
     if row.man < 1:
-        raise ValueError(f"{row.name}: the ieee rule needs a trailing significand of at least 1 bit to tell NaN from Inf")
+        raise InputError(f"{row.name}: the ieee rule needs a trailing significand bit to tell NaN from Inf")
     inf = ones - ((1 << row.man) - 1)
     return dict(max=inf - 1, inf=inf, nan=inf | 1 << (row.man - 1), nan_ones=ones, nan_signed=row.signed)
 
@@ -69,7 +72,7 @@ def _fn(row, ones):
 
 def _fnuz(row, ones):
     if not row.signed:
-        raise ValueError(f"{row.name}: the fnuz rule uses the code of -0 for NaN, so the format must be signed")
+        raise InputError(f"{row.name}: the fnuz rule puts NaN in the place of -0: the format must be signed")
     return dict(max=ones, nan=ones + 1, neg_zero=False)
 
 
@@ -79,16 +82,14 @@ def _finite(row, ones):
 
 def _scale(row, ones):
     if row.signed or row.man:
-        raise ValueError(f"{row.name}: the scale rule is for unsigned formats without trailing significand")
+        raise InputError(f"{row.name}: the scale rule is for unsigned formats without trailing significand")
     return dict(max=ones, first=1, nan=ones)        # index = code + 1: there is no zero
 
 
 def _p3109(row, ones, extended):
-    if row.signed:
-        taken = dict(max=ones - extended, nan=ones + 1, neg_zero=False)
-        return taken | (dict(inf=ones) if extended else {})
-    taken = dict(max=ones - 1 - extended, nan=ones)
-    return taken | (dict(inf=ones - 1) if extended else {})
+    top = ones if row.signed else ones - 1          # NaN lies above it: in the place of -0, or at all ones
+    taken = dict(max=top, nan=top + 1, neg_zero=False)
+    return taken | dict(max=top - 1, inf=top) if extended else taken
 
 
 SPECIALS = {
@@ -97,43 +98,50 @@ SPECIALS = {
     "fnuz": _fnuz,
     "finite": _finite,
     "scale": _scale,
-    "p3109-extended": lambda row, ones: _p3109(row, ones, 1),
-    "p3109-finite": lambda row, ones: _p3109(row, ones, 0),
+    "p3109-extended": lambda row, ones: _p3109(row, ones, extended=True),
+    "p3109-finite": lambda row, ones: _p3109(row, ones, extended=False),
 }
 
 
 def float_layout(row) -> Layout:
-    """Layout of a Float row. Raises ValueError when its fields contradict its special rule."""
-    bits = row.exp + row.man + row.signed
-    taken = SPECIALS[row.special](row, (1 << (row.exp + row.man)) - 1)
-    scale = row.special == "scale"
-    nan, inf = taken.get("nan"), taken.get("inf")
+    """Layout of a Float row. Raises InputError when its fields contradict its special rule."""
+    sign_bit = 1 << (row.exp + row.man)
+    taken = SPECIALS[row.special](row, sign_bit - 1)
+    largest, nan, inf = taken["max"], taken.get("nan"), taken.get("inf")
     return Layout(
-        bits=bits, pad=row.pad, man=row.man,
-        qmin=-row.bias if scale else 1 - row.bias - row.man,
-        first=taken.get("first", 0), max_index=taken["max"], min_index=taken["max"] if row.signed else 0,
+        bits=row.bits, pad=row.pad, man=row.man,
+        qmin=-row.bias if row.special == "scale" else 1 - row.bias - row.man,
+        first=taken.get("first", 0), max_index=largest, min_index=largest if row.signed else 0,
         sign="bit" if row.signed else "none", neg_zero=row.signed and taken.get("neg_zero", True),
         nan=nan, nan_ones=taken.get("nan_ones", nan), nan_signed=taken.get("nan_signed", False),
-        inf=inf, neg_inf=inf | 1 << (bits - 1) if inf is not None and row.signed else None)
+        inf=inf, neg_inf=sign_bit | inf if row.signed and inf is not None else None)
 
 
 def int_layout(row) -> Layout:
     """Layout of an Int row (Spec: VAL-4)."""
     largest = (1 << (row.bits - row.signed)) - 1
-    least = {"twos": largest + 1, "sign-magnitude": largest}[row.encoding] if row.signed else 0
-    sign = {"twos": "twos", "sign-magnitude": "bit"}[row.encoding] if row.signed else "none"
-    return Layout(bits=row.bits, pad=0, man=row.bits, qmin=-row.frac, first=0, max_index=largest, min_index=least,
-                  sign=sign, neg_zero=sign == "bit", nan=None, nan_ones=None, nan_signed=False, inf=None, neg_inf=None)
+    if not row.signed:
+        sign, least = "none", 0
+    else:
+        sign, least = {"twos": ("twos", largest + 1), "sign-magnitude": ("bit", largest)}[row.encoding]
+    return Layout(
+        bits=row.bits, pad=0, man=row.bits, qmin=-row.frac, first=0, max_index=largest, min_index=least,
+        sign=sign, neg_zero=sign == "bit", nan=None, nan_ones=None, nan_signed=False, inf=None, neg_inf=None)
+
+
+def floor_log2(value: Fraction) -> int:
+    """The exponent of the largest power of two that is not above a positive value."""
+    guess = value.numerator.bit_length() - value.denominator.bit_length()
+    return guess if value >= Fraction(2) ** guess else guess - 1
 
 
 def exact(row, code: int) -> Fraction | str:
     """The exact value of one code: a Fraction (zero for both zeros), or "nan", "inf", "-inf".
 
-    Spec: VAL-2, VAL-3, VAL-4. Raises ValueError for a code outside 0 .. 2^width - 1.
+    Raises InputError for a code outside 0 to 2^width - 1. Spec: VAL-2, VAL-3, VAL-4.
     """
+    check_code(row, code)
     layout = row.layout
-    if not 0 <= code < 1 << row.width:
-        raise ValueError(f"code {code:#x} is not a {row.name} code: allowed are 0 to {(1 << row.width) - 1:#x}")
     code >>= layout.pad
     if is_nan(layout, code):
         return NAN
@@ -142,6 +150,12 @@ def exact(row, code: int) -> Fraction | str:
     negative, index = split(layout, code)
     significand, exponent = layout.magnitude(index)
     return Fraction(-significand if negative else significand) * Fraction(2) ** exponent
+
+
+def check_code(row, code: int):
+    """Raises InputError for a code outside 0 to 2^width - 1."""
+    if not 0 <= code < 1 << row.width:
+        raise InputError(f"{code:#x} is not a {row.name} code; allowed are 0 to {(1 << row.width) - 1:#x}")
 
 
 def split(layout: Layout, code: int) -> tuple[bool, int]:
@@ -162,7 +176,7 @@ def is_nan(layout: Layout, code):
 
 
 def nan_codes(layout: Layout) -> list[int]:
-    """Every NaN code, padding excluded, ascending. Raises ValueError for formats of more than 16 bits."""
+    """Every NaN code, padding excluded, ascending. Raises InputError for formats of more than 16 bits."""
     if layout.bits > 16:
-        raise ValueError(f"a format of {layout.bits} bits has too many codes to list its NaNs")
+        raise InputError(f"a format of {layout.bits} bits has too many codes to list its NaNs")
     return [code for code in range(1 << layout.bits) if is_nan(layout, code)]
