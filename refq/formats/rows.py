@@ -56,8 +56,8 @@ class _Derived:
 
     @property
     def emax(self) -> int:
-        """floor(log2(max)): the exponent of the largest power of two the format has."""
-        return _floor_log2(self.max)
+        """floor(log2(max)): the exponent of the largest power of two the format has (of int1, which has -1 only, 0)."""
+        return _floor_log2(self.max or -self.lowest)
 
     @property
     def emin(self) -> int | None:
