@@ -22,10 +22,12 @@ AMBIGUOUS: dict[str, tuple[str, ...]] = {
        for p in (3, 4, 5)},         # TensorCast's parser says the first, its predefined constants are the second
 }
 
-_MINIFLOAT = re.compile(r"(u?)e(\d+)m(\d+)(?:b(\d+))?(ieee|fnuz|fn|finite|scale)?")
-_P3109 = re.compile(r"binary(\d+)p(\d+)([su])([ef])|p3109_k(\d+)p(\d+)([su])([ef])")
-_INTEGER = re.compile(r"(u?)int(\d+)")
-_TENSORCAST = re.compile(r"tcast:(?:e(\d+)m(\d+)(?:b(\d+))?(fnuz|inuz|fn)?|(u?)int(\d+))")
+# Few digits, so that no name costs memory or minutes.
+_MINIFLOAT = re.compile(r"(u?)e(\d{1,4})m(\d{1,4})(?:b(\d{1,9}))?(ieee|fnuz|fn|finite|scale)?")
+_P3109 = re.compile(r"binary(\d{1,4})p(\d{1,4})([su])([ef])|p3109_k(\d{1,4})p(\d{1,4})([su])([ef])")
+_INTEGER = re.compile(r"(u?)int(\d{1,4})")
+_TENSORCAST = re.compile(r"tcast:(?:e(\d{1,4})m(\d{1,4})(?:b(\d{1,9}))?(fnuz|inuz|fn)?|(u?)int(\d{1,4}))")
+LARGEST_BIAS = 1 << 15      # of P3109's formats
 
 
 def number_format(name) -> Row:
@@ -69,7 +71,8 @@ def _spelled_out(unsigned: str, exp: str, man: str, bias: str | None, special: s
         return [f"{stem}b{half}fnuz", f"{stem}b{half - 1}fnuz (TensorCast's tcast:{stem}fnuz)"]
     stem += f"b{bias}" if bias else ""
     rules = ("scale", "fn", "finite") if man == "0" else ("ieee", "fn", "fnuz", "finite")
-    return [stem + rule for rule in rules if not (unsigned and rule == "fnuz")]
+    suffixes = {"fnuz": "fnuz" if bias else f"b{half}fnuz"}
+    return [stem + suffixes.get(rule, rule) for rule in rules if not (unsigned and rule == "fnuz")]
 
 
 @lru_cache(maxsize=1024)
@@ -78,7 +81,7 @@ def _by_rule(key: str) -> Row | None:
         k, p, sign, domain = (part for part in shape.groups() if part is not None)
         return p3109(int(k), int(p), sign == "s", {"e": "extended", "f": "finite"}[domain])
     if shape := _INTEGER.fullmatch(key):
-        return _integer(key, int(shape[2]), signed=not shape[1])
+        return _integer(int(shape[2]), signed=not shape[1])
     if shape := _TENSORCAST.fullmatch(key):
         return _tensorcast(key, *shape.groups())
     shape = _MINIFLOAT.fullmatch(key)
@@ -92,7 +95,7 @@ def _tensorcast(key: str, exp, man, bias, special, unsigned, bits) -> Row:
     """TensorCast's grammar: the default bias is 2^(E-1) - 1 under every suffix, `inuz` is P3109's rule, and a signed
     integer of K bits is sign and magnitude with one integer bit and no -0."""
     if bits and unsigned:
-        return _integer(key.removeprefix("tcast:"), int(bits), signed=False)
+        return _integer(int(bits), signed=False)
     if bits:
         return _float(key, 1, int(bits) - 2, 1, "fnuz")
     if man == "0" and not special:
@@ -101,9 +104,10 @@ def _tensorcast(key: str, exp, man, bias, special, unsigned, bits) -> Row:
     return _float(key, int(exp), int(man), int(bias) if bias else None, rule)
 
 
-def _integer(name: str, bits: int, signed: bool) -> Row:
+def _integer(bits: int, signed: bool) -> Row:
     if not 1 <= bits <= 32:
         raise InputError(f"integers of {bits} bits are not number formats here; allowed are 1 to 32 bits")
+    name = f"{'' if signed else 'u'}int{bits}"
     return FORMATS.get(name) or Int(name, bits, signed=signed)
 
 
@@ -113,6 +117,8 @@ def _float(name: str, exp: int, man: int, bias: int | None, special: str, signed
         raise InputError(f"number format {name!r}: allowed are 1 to 11 exponent bits and 0 to 52 trailing bits")
     usual = 2 ** (exp - 1) - 1
     bias = usual if bias is None else bias
+    if bias > LARGEST_BIAS:
+        raise InputError(f"number format {name!r}: its bias is too large; allowed are 0 to {LARGEST_BIAS}")
     if special in values.SPECIALS and not special.startswith("p3109"):
         sign = "" if signed or special == "scale" else "u"
         name = f"{sign}e{exp}m{man}{'' if bias == usual and special != 'fnuz' else f'b{bias}'}{special}"
