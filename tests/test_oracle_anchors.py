@@ -1,8 +1,10 @@
 """Hand-typed facts: the oracle and refq both agree with them, and with numpy and ml_dtypes on every code."""
 
+import re
+import subprocess
+import sys
 from dataclasses import asdict
 from pathlib import Path
-import re
 
 import ml_dtypes
 import numpy as np
@@ -13,6 +15,7 @@ from refq.blocks.packing import pack_codes
 from refq.formats import values
 from refq.formats.policies import OVERFLOWS
 from refq.formats.rows import FORMATS
+from spec import suite
 from spec.oracle import blocks, scalar
 from tests.anchors import ANCHORS, P3109, value
 
@@ -170,7 +173,7 @@ def test_the_table_of_stacks():
 
 
 def test_every_cited_clause_exists_and_every_clause_is_listed():
-    """Ids cited in the package, the tests and the pages have a heading; README.md lists all but VEC and CHECK."""
+    """Ids cited anywhere have a heading; README.md lists all headings but those of VEC and CHECK."""
     headings = {match[1] for page in PAGES.values() for match in re.finditer(r"^##+ (\w+-\d+) ", page, re.M)}
     cited = {(path.name, clause) for folder in ("refq", "spec", "tests")
              for path in (SPEC.parent / folder).rglob("*") if path.suffix in (".py", ".md")
@@ -259,3 +262,59 @@ def test_worked_example(page, line):
         want = source_value(result.strip())
         assert (got.kind, got.magnitude) == (want.kind, want.magnitude)
         assert got.negative == want.negative or got.kind == scalar.NAN
+
+
+# --- the suite that needs no numpy ----------------------------------------------------------------
+
+TABLES = suite.Tables(suite.VECTORS / "formats.json")
+SET = suite.VECTORS / "encode/f32-e2m1/rne-sat/boundary.vec"
+ECHO = """
+import sys
+answers = dict(line.split(" // ")[0].strip().rsplit("_", 1) for line in open(sys.argv[1]) if "_" in line[:12])
+operands = sys.stdin.read().split("\\n")[1:-1]
+for operand in {change}:
+    print(operand + "_" + answers[operand])
+"""
+
+
+@pytest.mark.parametrize("path", sorted(suite.VECTORS.rglob("*.vec")),
+                         ids=lambda path: str(path.relative_to(suite.VECTORS)))
+def test_committed_sets_are_what_the_oracle_says(path):
+    assert suite.judge(path, TABLES, say=lambda line: None) == suite.PASS
+
+
+def device(tmp_path, change="operands"):
+    script = tmp_path / "device.py"
+    script.write_text(ECHO.replace("{change}", change))
+    return f"{sys.executable} {script} {SET}"
+
+
+@pytest.mark.parametrize("change, code", [
+    ("operands", suite.PASS), ("[]", suite.NOT_A_RUN), ("operands[:-1]", suite.NOT_A_RUN),
+    ("operands + operands[-1:]", suite.NOT_A_RUN), ("operands[::-1]", suite.NOT_A_RUN),
+    ("operands[:1] * len(operands)", suite.NOT_A_RUN)])
+def test_devices(tmp_path, change, code):
+    """Only one answer per case, in order, is a run (CHECK-3)."""
+    assert suite.main([str(SET), "--device", device(tmp_path, change)]) == code
+
+
+def test_wrong_answers_wrong_sets_and_bad_input(tmp_path, capsys):
+    wrong = f"{sys.executable} -c \"import sys; [print(l.strip() + '_1') for l in list(sys.stdin)[1:]]\""
+    assert suite.main([str(SET), "--device", wrong]) == suite.MISMATCH
+    text, copy = SET.read_text(), tmp_path / "copy.vec"
+    for change, code in [((text, text), suite.PASS), (("_7", "_6"), suite.MISMATCH),
+                         (("\n", "\r\n"), suite.BAD), (("count=", "count=1"), suite.BAD),
+                         (("dst=e2m1", "dst=e2m7"), suite.BAD), (("_7", "_x"), suite.BAD), ((text, ""), suite.BAD)]:
+        copy.write_bytes(text.replace(*change).encode())
+        assert suite.main([str(copy)]) == code, change
+    assert suite.main([str(tmp_path / "none.vec")]) == suite.BAD
+    assert suite.main([str(SET), "--device", str(tmp_path / "none")]) == suite.BAD
+    capsys.readouterr()
+
+
+def test_the_oracle_and_the_suite_need_only_the_standard_library():
+    """Run where numpy and refq cannot be imported."""
+    code = ("import sys; sys.modules['numpy'] = sys.modules['refq'] = None; "
+            f"from spec import suite, cases; sys.exit(suite.main([{str(SET)!r}]))")
+    done = subprocess.run([sys.executable, "-c", code], cwd=SPEC.parent, capture_output=True)
+    assert done.returncode == suite.PASS, done.stderr
