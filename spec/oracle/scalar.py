@@ -222,15 +222,15 @@ def _away(whole, rest, d, negative, grow, f, rounding, random):
             return negative
         case "rto":
             return even
+    if rounding not in ("sra", "srb", "src") or random is None:
+        raise ValueError(f"rounding {rounding!r} is not known, or lacks its random word (R, N)")
     r, n = random                                              # ROUND-5: 0 <= R < 2**N
     match rounding:
         case "sra":
             return rest * 2**n // d + r >= 2**n
         case "srb":
             return rest * 2**(n + 1) // d + 2 * r + 1 >= 2**(n + 1)
-        case "src":
-            return round(Fraction(rest * 2**n, d)) + r >= 2**n      # round(): nearest integer, ties to even
-    raise ValueError(f"rounding {rounding!r} is not one of rne rna rnz rtz rup rdn rto sra srb src")
+    return round(Fraction(rest * 2**n, d)) + r >= 2**n         # src; round(): nearest integer, ties to even
 
 
 # --- stage two: range and special values ----------------------------------------------------------
