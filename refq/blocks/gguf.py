@@ -1,8 +1,8 @@
 """GGUF blocks: bytes to float32 and back, bit for bit as GGML's reference functions do it.
 
 A row of GGUF says where in a block each number lies and what it means; one decoder reads them all, and one
-encoder serves every type whose reference encoder rounds. The other reference encoders search for the scale of the
-least error: what their bytes mean is defined here, how to find them is not. Spec: GGUF-1.
+encoder serves every type whose reference encoder rounds. The other reference encoders search for the scale of
+the least error: what their bytes mean is defined here, how to find them is not. Spec: GGUF-1.
 """
 
 import difflib
@@ -25,10 +25,10 @@ QUIET_NAN = np.uint32(0x7FC00000).view(F32)
 
 @dataclass(frozen=True)
 class Bits:
-    """`count` bytes from byte `at`, each with `groups` numbers of `width` bits, the first from bit `low` upwards.
+    """`count` bytes from byte `at`, each with `groups` numbers of `width` bits, the first from bit `low` on.
 
-    The bytes come in strides: first the lowest number of every byte of a stride, then the next of every byte, and
-    so on; then the next stride. Spec: GGUF-2.
+    The bytes come in strides: first the lowest number of every byte of a stride, then the next of every byte,
+    and so on; then the next stride. Spec: GGUF-2.
     """
 
     at: int
@@ -55,7 +55,7 @@ class Bits:
         return np.bitwise_and(numbers, np.uint8((1 << self.width) - 1), out=numbers)
 
     def write(self, blocks, numbers):
-        """The inverse of `read`, into blocks that hold zeros there; bits of a number above `width` are dropped."""
+        """The inverse of `read`, into blocks that hold zeros there; bits above `width` are dropped."""
         numbers = numbers & np.uint8((1 << self.width) - 1)
         for shift, lane in self._lanes(numbers):
             blocks[:, self.at: self.at + self.count] |= (lane << shift).reshape(len(blocks), self.count)
@@ -65,7 +65,7 @@ class Bits:
 class Trits:
     """`count` bytes from byte `at`, each with `groups` base-3 digits, the highest first; strides as in Bits.
 
-    A byte is the fraction 0.ddddd in base 3, in 256ths, rounded up: times 3 moves a digit out of it. Spec: GGUF-3.
+    A byte is the fraction 0.ddddd in base 3, in 256ths, rounded up: times 3 moves a digit out. Spec: GGUF-3.
     """
 
     at: int
@@ -76,8 +76,9 @@ class Trits:
 
     def read(self, blocks):
         part = blocks[:, self.at: self.at + self.count].reshape(len(blocks), -1, 1, self.stride)
-        rest = part * (3 ** np.arange(self.groups)).astype(np.uint8)[:, None]   # modulo 256: higher digits gone
-        return (rest.astype(np.uint16) * np.uint16(3) >> np.uint16(8)).astype(np.uint8).reshape(len(blocks), -1)
+        powers = (3 ** np.arange(self.groups)).astype(np.uint8)[:, None]
+        rest = (part * powers).astype(np.uint16)            # modulo 256: the digits before are gone
+        return (rest * np.uint16(3) >> np.uint16(8)).astype(np.uint8).reshape(len(blocks), -1)
 
     def write(self, blocks, numbers):
         digits = numbers.reshape(len(blocks), -1, self.groups, self.stride)
@@ -90,7 +91,7 @@ class Trits:
 class Numbers:
     """Small numbers of a block and what they mean.
 
-    runs: one after another, each a stack of fields with the lowest bits first. levels: the meaning of every code.
+    runs: one after another, each a stack of fields, the lowest bits first. levels: what every code means.
     """
 
     runs: tuple[tuple[Bits | Trits, ...], ...]
@@ -160,7 +161,7 @@ SCALE_TABLES = {
 
 @dataclass(frozen=True)
 class Scale:
-    """`count` numbers from byte `at`, times a sign, times the block's factors, one for each tile, if it has any.
+    """`count` numbers from byte `at`, times a sign, and times the block's factors, one a tile, if it has any.
 
     format: "binary16" or a key of SCALE_TABLES.
     """
@@ -186,11 +187,11 @@ class Scale:
 # the table
 
 FITS = {
-    "extreme": "d = the value of largest magnitude / divisor; code = x/d + half a step - divisor, cut (GGUF-11)",
-    "range": "d = (max - min) / divisor, m = min; code = (x - m)/d + half a step, cut (GGUF-12)",
-    "amax": "d = amax / divisor; code = x/d rounded, ties away (GGUF-13)",
-    "nearest": "the scale from amax; the level with the least error, the lower code on a tie (GGUF-15 to GGUF-17)",
-    "mean": "d = mean magnitude; code = sign (GGUF-18)",
+    "extreme": "d = the value of largest magnitude / divisor; code = x/d + 1/2 - divisor, cut (GGUF-11)",
+    "range": "d = (max - min) / divisor, m = min; code = (x - m)/d + 1/2, cut (GGUF-12)",
+    "amax": "d = amax / divisor; level = x/d rounded, ties away (GGUF-13)",
+    "nearest": "the scale from amax; the level of least error, the lower code on a tie (GGUF-15)",
+    "mean": "d = the mean magnitude; code = the sign (GGUF-18)",
     "search": "the reference encoder searches: no encoding is defined (GGUF-9)",
 }
 
@@ -199,8 +200,8 @@ FITS = {
 class Gguf:
     """One block type: values = scale * level of the code (+ offset), in `bytes` bytes for `values` values.
 
-    number: what the tensor headers of a file call it. fit, divisor: how the encoder finds the scale, a key of FITS.
-    stray: the code of a quotient that is infinite or no number (GGUF-14). sum_at: the byte of d * (sum of the levels).
+    number: its name in the tensor headers of a file. fit, divisor: how an encoder finds the scale, a key of FITS.
+    stray: the code of a quotient that is infinite or no number (GGUF-14). sum_at: the byte of d * sum of levels.
     """
 
     name: str
@@ -260,9 +261,9 @@ _BYTE = (*range(128), *range(-128, 0))
 _E2M1 = (0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12)               # doubled
 _NONLINEAR = (-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113)
 
-# Q4_K and Q5_K: eight scales and eight minima of 6 bits in twelve bytes. The first four of each lie whole in the low
-# bits of bytes 4..7 and 8..11; of the others bytes 12..15 hold the low halves, and the two bits left above the first
-# four hold the high parts. Spec: GGUF-5.
+# Q4_K and Q5_K: eight scales and eight minima of 6 bits in twelve bytes. The first four of each lie whole in the
+# low bits of bytes 4..7 and 8..11; of the others bytes 12..15 hold the low four bits, and the two bits left above
+# the first four the high ones. Spec: GGUF-5.
 _SIX = _counting(0, 6)
 _K4_SCALES = Numbers(((Bits(4, 4, 6),), (Bits(12, 4, 4, groups=1), Bits(4, 4, 2, low=6))), _SIX)
 _K4_MINIMA = Numbers(((Bits(8, 4, 6),), (Bits(12, 4, 4, low=4), Bits(8, 4, 2, low=6))), _SIX)
@@ -278,8 +279,10 @@ _Q8 = ("reference", "x86", "arm")
 GGUF: dict[str, Gguf] = {row.name: row for row in [
     Gguf("Q4_0", 2, 32, 18, _stack(_counting(-8, 4), Bits(2, 16, 4, 16)), Scale(0), None, "extreme", -8),
     Gguf("Q4_1", 3, 32, 20, _stack(_counting(0, 4), Bits(4, 16, 4, 16)), Scale(0), Scale(2), "range", 15),
-    Gguf("Q5_0", 6, 32, 22, _stack(_counting(-16, 5), Bits(6, 16, 4, 16), Bits(2, 4, 1)), Scale(0), None, "extreme", -16),
-    Gguf("Q5_1", 7, 32, 24, _stack(_counting(0, 5), Bits(8, 16, 4, 16), Bits(4, 4, 1)), Scale(0), Scale(2), "range", 31),
+    Gguf("Q5_0", 6, 32, 22, _stack(_counting(-16, 5), Bits(6, 16, 4, 16), Bits(2, 4, 1)),
+         Scale(0), None, "extreme", -16),
+    Gguf("Q5_1", 7, 32, 24, _stack(_counting(0, 5), Bits(8, 16, 4, 16), Bits(4, 4, 1)),
+         Scale(0), Scale(2), "range", 31),
     Gguf("Q8_0", 8, 32, 34, _stack(_BYTE, Bits(2, 32, 8)), Scale(0), None, "amax", 127, variants=_Q8),
     Gguf("Q8_1", 9, 32, 36, _stack(_BYTE, Bits(4, 32, 8)), Scale(0), None, "amax", 127, sum_at=2, variants=_Q8),
     Gguf("Q2_K", 10, 256, 84, _stack(_counting(0, 2), Bits(16, 64, 2, 32)),
@@ -357,7 +360,7 @@ def _decode(blocks, row: Gguf, room):
 def _whole(shape, row: Gguf, unit: int, other: int, what: str):
     """A shape whose last axis is whole blocks of `unit`, with `other` in their place."""
     if not shape or shape[-1] % unit:
-        raise InputError(f"{row.name} takes rows of whole blocks of {unit} {what}, not an array of shape {tuple(shape)}")
+        raise InputError(f"{row.name} takes rows of whole blocks of {unit} {what}, not shape {tuple(shape)}")
     return (*shape[:-1], shape[-1] // unit * other)
 
 
@@ -371,17 +374,18 @@ def _slabs(count: int, row: Gguf):
 # values to bytes: float32 operations in the order of the reference, each rounded to nearest even
 
 def gguf_encode(x, name, variant="reference") -> np.ndarray:
-    """GGUF blocks of an array of values, bit for bit as GGML's reference encoder makes them. Spec: GGUF-9 to GGUF-19.
+    """GGUF blocks of an array of values, bit for bit as GGML's reference encoder makes them. Spec: GGUF-9.
 
-    x: float32, or float16 or bfloat16 (exact in float32); the last axis is whole blocks. name: as in gguf_decode.
+    x: float32, or float16 or bfloat16 (exact in it); the last axis is whole blocks. name: as in gguf_decode.
     variant: a key of VARIANTS; other than "reference" for Q8_0 and Q8_1 only.
     Returns uint8, x's shape with the last axis counted in bytes (`.tobytes()` for bytes).
-    Raises InputError for NaN and infinities, other dtypes, pieces of blocks, and types that are encoded by a search.
+    Raises InputError for NaN, infinities, other dtypes, pieces of blocks, and types encoded by a search.
     """
     row = gguf_type(name)
     if not row.encodes:
-        raise InputError(f"the reference encoder of {row.name} is a search for the least error, not a rounding, so its "
-                         f"bytes are not defined; encoded are {', '.join(n for n, r in GGUF.items() if r.encodes)}")
+        others = ", ".join(key for key, other in GGUF.items() if other.encodes)
+        raise InputError(f"the reference encoder of {row.name} is a search for the least error, not a rounding, so "
+                         f"its bytes are not defined; those of {others} are")
     if variant not in row.variants:
         raise InputError(f"variant {variant!r} of {row.name} is not known; allowed: {', '.join(row.variants)}")
     x = np.asarray(x)
@@ -401,14 +405,14 @@ def gguf_encode(x, name, variant="reference") -> np.ndarray:
 def _float32(x, row: Gguf):
     """x as finite C-contiguous float32. Spec: GGUF-9."""
     if x.dtype.name not in ("float32", "float16", "bfloat16") or not x.dtype.isnative:
-        raise InputError(f"{row.name} is encoded from float32, or from float16 and bfloat16, which are exact in it, not "
-                         f"from {x.dtype}: round to float32 first")
+        raise InputError(f"{row.name} is encoded from float32, or from float16 and bfloat16, which are exact in it, "
+                         f"not from {x.dtype}: round to float32 first")
     x = np.ascontiguousarray(x, F32)
     finite = np.isfinite(x)
     if not finite.all():
         at = tuple(int(i) for i in np.unravel_index(int(finite.argmin()), x.shape))
-        raise InputError(f"{row.name} blocks hold finite values only, and x{list(at)} is {x[at]}: what the reference "
-                         "makes of it depends on the compiler")
+        raise InputError(f"{row.name} blocks hold finite values only, and x{list(at)} is {x[at]}: what the "
+                         "reference makes of it depends on the compiler")
     return x
 
 
@@ -489,7 +493,7 @@ def _mean(x, row: Gguf, _):
 
 
 def _nearest(x, row: Gguf, _):
-    """Spec: GGUF-15. While amax < 16 d and 12 d is finite, the midpoints decide exactly as the float32 errors do."""
+    """Spec: GGUF-15. While amax < 16 d and 12 d is finite, midpoints decide exactly as the float32 errors do."""
     tiles = x.reshape(len(x) * row.scale.count, -1)
     magnitude = np.abs(tiles)
     amax = _over(np.maximum, magnitude)
@@ -530,14 +534,14 @@ _LEAST = np.array([_least_near(power) for power in range(LEAST_POWER, 129)], F32
 
 
 def _e8m0_scale(amax):
-    """floor(log2(amax)) - 2 + 127, the logarithm rounded to float32, the sum modulo 256; 0 for 0. Spec: GGUF-16."""
+    """floor(log2(amax)) - 2 + 127, the logarithm rounded to float32, modulo 256; 0 for 0. Spec: GGUF-16."""
     above = np.frexp(amax)[1]                                           # amax < 2^above
     near = amax >= _LEAST[above - LEAST_POWER]
     return np.where(amax > 0, above - 1 + near + 125, 0).astype(np.uint8)
 
 
 def _ue4m3_scale(amax):
-    """amax / 6 as unsigned E4M3, ties up; from 248 the code 7E, and no subnormal becomes 2^-6. Spec: GGUF-17."""
+    """amax / 6 as unsigned E4M3, ties up; from 248 the code 7E; no subnormal becomes 2^-6. Spec: GGUF-17."""
     v = np.minimum(amax / F32(6), F32(448))
     small = np.minimum(v * F32(512) + F32(0.5), F32(7)).astype(np.uint8)
     normal = (v.view(np.uint32) + np.uint32(1 << 19) >> np.uint32(20)).astype(np.int32) - (120 << 3)
