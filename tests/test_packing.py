@@ -1,10 +1,12 @@
-"""Codes as one little-endian stream of bits (PACK-1): bytes by hand, the inverse, and what is refused."""
+"""Codes as bytes: the little-endian stream by hand (PACK-1), layouts by name, inverse, refusals."""
+
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
 import refq
-from refq.blocks.packing import pack_codes, unpack_codes
+from refq.blocks.packing import Packed, pack, pack_codes, unpack, unpack_codes
 from refq.errors import InputError
 
 # (bits, codes, bytes), worked out by hand: the first code in the lowest bits
@@ -125,3 +127,134 @@ def test_the_tensor_scale_comes_along():
     packed = refq.quantize(x, "nvfp4").pack()
     assert packed.tensor_scale == np.float32(31 / 2688) and packed.scales.shape == (2,)
     assert refq.quantize(x, "e4m3fn").pack().scales is None
+
+
+# --- layouts by name (PACK-2 to PACK-9; the rows themselves: test_layouts.py) ------------------------------
+
+TYPES = {"mxfp4": ["onnx", "torch", "gguf", "bitsandbytes", "amd-preshuffle", "scale-first", "gguf-mxfp4"],
+         "nvfp4": ["onnx", "gguf-nvfp4", "scale-last"],
+         "mxfp6_e2m3": ["onnx", "fp6-torchao-2025", "fp6-torchao-2025-triton", "scale-last-bits"],
+         "mxint8": ["torch", "scale-first"], "int4": ["gptq", "awq", "gguf-q4_0"],
+         "int8": ["onnx", "scale-last"], "int8_float32_tensor": ["onnx", "scale-first"],
+         "int3_float16_t5": ["torchao-uintx", "scale-first-bits"],
+         "e2m1": ["onnx", "gguf"], "bfloat16": ["onnx", "msb-first"]}
+
+
+def same(a, b):
+    """Two Quantized, bit for bit."""
+    for name in ("codes", "scales"):
+        left, right = getattr(a, name), getattr(b, name)
+        assert (left is None) == (right is None)
+        assert left is None or (left.dtype == right.dtype and np.array_equal(left, right))
+    for name in ("dtype", "shape", "axis", "recipe", "rounding"):
+        assert getattr(a, name) == getattr(b, name)
+    assert a.tensor_scale is b.tensor_scale is None or a.tensor_scale == b.tensor_scale
+
+
+@pytest.mark.parametrize("dtype, layout", [(dtype, name) for dtype, names in TYPES.items() for name in names])
+def test_a_quantised_array_comes_back(dtype, layout):
+    rng = np.random.default_rng(0)
+    for shape in [(1,), (37,), (3, 70), (70, 3), (2, 5, 40), (0,), (0, 3), (3, 0)]:
+        for axis in range(len(shape)):
+            q = refq.quantize(rng.standard_normal(shape).astype(np.float32), dtype, axis, "rtz")
+            same(q.pack(layout).unpack(), q)
+
+
+@pytest.mark.parametrize("scale_layout", ["onnx", "torch", "cublas-128x4", "amd-e8m0-shuffle"])
+def test_scales_in_the_order_of_an_engine(scale_layout):
+    for shape, axis in [((200, 100), 1), ((100, 200), 0), ((2, 130, 33), 2), ((33,), 0), ((0, 64), 1)]:
+        q = refq.quantize(np.random.default_rng(1).standard_normal(shape), "mxfp4", axis)
+        packed = q.pack("torch", scale_layout)
+        same(packed.unpack(), q)
+        if scale_layout not in ("onnx", "torch"):
+            assert np.array_equal(packed.scales, pack(q.scales, scale_layout, axis=axis))
+
+
+def test_numbers_without_axes():
+    q = refq.quantize(np.float32(3), "int8_float32_tensor")
+    for layout in ("onnx", "torch", "scale-first", "amd-preshuffle"):
+        same(q.pack(layout).unpack(), q)
+    assert unpack(pack(np.uint8(5), "torch", 4), (), "torch", 4) == 5
+    assert unpack(pack(np.uint8(5), "cublas-128x4"), (), "cublas-128x4") == 5
+
+
+def test_bytes_from_elsewhere():
+    """A 17-byte block of another program: a Packed says what the bytes are."""
+    data = bytes.fromhex("80 07" + "00" * 15)
+    block = Packed(data, None, None, "mxfp4", (1, 32), layout="gguf-mxfp4")
+    assert block.unpack().dequantize().tolist() == [[12.0] + [0.0] * 31]
+    apart = Packed(bytes.fromhex("01" + "00" * 15), np.full((128, 4), 128, np.uint8), None, "mxfp4", (1, 32),
+                   layout="torch", scale_layout="cublas-128x4")
+    assert apart.unpack().dequantize().tolist() == [[1.0] + [0.0] * 31]
+
+
+def test_masks_are_codes_of_one_bit():
+    mask = np.array([True, False, True, True])
+    assert pack(mask, "onnx", 1).tolist() == [0b1101]
+    assert unpack(b"\x0d", (4,), "onnx", 1).tolist() == [1, 0, 1, 1]
+
+
+def test_bitsandbytes_fills_with_the_code_of_zero():
+    codes = np.uint8([1, 2, 3])
+    assert pack(codes, "bitsandbytes", fill=7).tolist() == [0x12, 0x37]
+    q = refq.quantize(np.float32([1, 2, 3]), "binary4p2sf")
+    zero = int(refq.encode(np.float32(0), "binary4p2sf"))
+    assert q.pack("bitsandbytes").codes[-1] & 15 == zero
+
+
+def test_nothing_is_shared_and_nothing_changes():
+    for layout in ("onnx", "torch", "gguf", "hqq", "amd-preshuffle", "gptq", "cublas-128x4"):
+        codes = np.random.default_rng(0).integers(0, 256, (16, 32), np.uint8)
+        before = codes.copy()
+        packed = pack(codes, layout, 8)
+        back = unpack(packed, codes.shape, layout, 8)
+        assert not np.may_share_memory(packed, codes) and not np.may_share_memory(back, packed)
+        assert np.array_equal(codes, before)
+
+
+Q4 = refq.quantize(np.ones((2, 32), np.float32), "mxfp4")
+INT8 = refq.quantize(np.ones((2, 32), np.float32), "int8")
+ONES = np.ones((2, 32), np.uint8)
+
+
+def raw(data, dtype, scales=None, layout="onnx"):
+    """32 values from bytes."""
+    return Packed(data, scales, None, dtype, (32,), layout=layout)
+
+
+@pytest.mark.parametrize("call, words", [
+    (lambda: pack(ONES, "onyx", 4), "layout 'onyx' is not known; nearest names: onnx"),
+    (lambda: pack(ONES, "!", 4), "layout '!' is not known; allowed are onnx, msb-first"),
+    (lambda: pack(ONES, "onnx"), "several widths; say which bits: 1 to 64"),
+    (lambda: pack(ONES, "gguf"), "say which bits: 4, 5, 8"),
+    (lambda: pack(ONES, "bitsandbytes", 8), "'bitsandbytes' takes codes of 4 bits, not 8"),
+    (lambda: pack(ONES, "onnx", True), "takes codes of 1 to 64 bits, not True"),
+    (lambda: pack(ONES, "cublas-128x4", 4), "takes codes of 8 bits, not 4"),
+    (lambda: pack(ONES, "gguf-mxfp4"), "stores scales and codes together: pack a Quantized"),
+    (lambda: unpack(b"", (2,), "scale-first"), "stores scales and codes together"),
+    (lambda: pack(ONES * 16, "torch", 4), "code 0x10 does not fit 4 bits"),
+    (lambda: pack(ONES.astype(np.int8), "torch", 4), "unsigned codes, got an array of dtype int8"),
+    (lambda: pack(ONES, "torch", 4, axis=2), r"axis 2 is not an axis of an array of shape \(2, 32\)"),
+    (lambda: pack(ONES, "torch", 4, fill=16), "fill must be a code of 4 bits, 0 to 15, got 16"),
+    (lambda: pack(Q4, "torch", 4), "has its own code width and axis"),
+    (lambda: pack(Q4, "cublas-128x4"), "takes codes of 8 bits, not 4"),
+    (lambda: INT8.pack("cublas-128x4"), "layout 'cublas-128x4' is for scales; give it as scale_layout"),
+    (lambda: INT8.pack(scale_layout="cublas-128x4"), "takes codes of 8 bits, not 32"),
+    (lambda: refq.quantize(np.ones(8), "e2m1").pack("scale-first"), "e2m1 has no scale"),
+    (lambda: refq.quantize(np.ones(16), "nvfp4").pack("gguf-mxfp4"),
+     "is for element e2m1, scale e8m0, tile 32; nvfp4 has scale ue4m3"),
+    (lambda: unpack(b"12", (5,), "torch", 4), r"5 codes of 4 bits in the shape \(5,\) take 3 bytes, got 2"),
+    (lambda: unpack(b"12", (2, 2), "cublas-128x4"), "take 512 bytes, got 2"),
+    (lambda: unpack(b"12", (2, 2), "amd-preshuffle", 4), "take 512 bytes, got 2"),
+    (lambda: unpack(b"12", None, "torch", 4), "needs the shape of the codes, .* got None"),
+    (lambda: unpack(b"12", (-1,), "torch", 4), "a tuple of sizes from 0"),
+    (lambda: unpack(np.float32([1]), (2,), "torch", 4), "bytes or an integer array, got dtype float32"),
+    (lambda: unpack(Packed(b"12", None, None)), "needs dtype and shape"),
+    (lambda: unpack(raw(b"1" * 16, "mxfp4")), "mxfp4 needs scales apart from its codes"),
+    (lambda: unpack(raw(b"1" * 16, "e2m1", b"1")), "e2m1 has no scales apart from its codes"),
+    (lambda: unpack(raw(b"1" * 16, "mxfp4", layout="gguf-mxfp4")), "take 17 bytes, got 16"),
+    (lambda: replace(Q4, scales=Q4.scales[:1]).pack("scale-first"), r"array of shape \(2, 1\), not \(1, 1\)"),
+])
+def test_layouts_refused(call, words):
+    with pytest.raises(InputError, match=words):
+        call()
