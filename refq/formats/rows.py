@@ -15,7 +15,7 @@ from refq.formats.values import Layout
 
 
 class _Derived:
-    """Facts that follow from a row's layout (Spec: VAL-5). Values are exact Fractions; None where there is none."""
+    """Facts that follow from a row's layout (Spec: VAL-5): exact Fractions; None where there is none."""
 
     @property
     def width(self) -> int:
@@ -29,7 +29,8 @@ class _Derived:
     @property
     def lowest(self) -> Fraction:
         """The least finite value."""
-        return -self._value(self.layout.min_index) if self.layout.min_index else self._value(self.layout.first)
+        layout = self.layout
+        return -self._value(layout.min_index) if layout.min_index else self._value(layout.first)
 
     @property
     def min_positive(self) -> Fraction:
@@ -56,12 +57,12 @@ class _Derived:
 
     @property
     def emax(self) -> int:
-        """floor(log2(max)): the exponent of the largest power of two the format has (of int1, which has -1 only, 0)."""
-        return _floor_log2(self.max or -self.lowest)
+        """floor(log2(max)), the exponent of the largest power of two in the format; 0 for int1, which has -1."""
+        return values.floor_log2(self.max or -self.lowest)
 
     @property
     def emin(self) -> int | None:
-        return None if self.min_normal is None else _floor_log2(self.min_normal)
+        return None if self.min_normal is None else values.floor_log2(self.min_normal)
 
     @property
     def overflow_threshold(self) -> Fraction:
@@ -70,7 +71,12 @@ class _Derived:
 
     @property
     def code_of_one(self) -> int | None:
-        return next((self._code(False, i) for i in self._near_one() if self._value(i) == 1), None)
+        layout = self.layout
+        if layout.qmin > 0:
+            return None
+        binade = 1 - layout.man - layout.qmin       # 1 starts this binade, or is a subnormal or an integer
+        index = binade << layout.man if binade > 0 else 1 << -layout.qmin
+        return layout.code(False, index) << layout.pad if index <= layout.max_index else None
 
     @property
     def nan_codes(self) -> list[int]:
@@ -78,7 +84,8 @@ class _Derived:
 
     @property
     def inf_codes(self) -> list[int]:
-        return [code << self.layout.pad for code in (self.layout.inf, self.layout.neg_inf) if code is not None]
+        layout = self.layout
+        return [code << layout.pad for code in (layout.inf, layout.neg_inf) if code is not None]
 
     @property
     def has_zero(self) -> bool:
@@ -105,24 +112,10 @@ class _Derived:
         significand, exponent = self.layout.magnitude(index)
         return significand * Fraction(2) ** exponent
 
-    def _code(self, negative: bool, index: int) -> int:
-        return self.layout.code(negative, index) << self.layout.pad
-
-    def _near_one(self) -> Iterator[int]:
-        """Indices that could be 1: in a float the start of the binade of 1, or the subnormal of that value."""
-        layout = self.layout
-        candidates = [1 << -layout.qmin if 0 <= -layout.qmin <= layout.bits else 0, (1 - layout.man - layout.qmin) << layout.man]
-        return (i for i in candidates if layout.first <= i <= layout.max_index)
-
-
-def _floor_log2(value: Fraction) -> int:
-    guess = value.numerator.bit_length() - value.denominator.bit_length()
-    return guess if value >= Fraction(2) ** guess else guess - 1
-
 
 @dataclass(frozen=True)
 class Float(_Derived):
-    """A binary floating-point format: sign bit (if signed), `exp` exponent bits, `man` trailing significand bits.
+    """A binary floating-point format: sign bit (if signed), `exp` exponent, `man` trailing significand bits.
 
     special: which codes are not plain values, a key of values.SPECIALS (Spec: VAL-3).
     tie: what a tie does at precision 1: "even" takes the even code, "up" the larger value (Spec: ROUND-6).
@@ -144,11 +137,13 @@ class Float(_Derived):
 
     def __post_init__(self):
         if self.special not in values.SPECIALS:
-            raise InputError(f"{self.name}: special {self.special!r} is not a rule; allowed are {', '.join(values.SPECIALS)}")
+            allowed = ", ".join(values.SPECIALS)
+            raise InputError(f"{self.name}: special {self.special!r} is not a rule; allowed are {allowed}")
         if self.tie not in ("even", "up"):
             raise InputError(f"{self.name}: tie {self.tie!r} is not a rule; allowed are even and up")
-        if self.exp < 1 or self.man < 0 or self.width > 64:
-            raise InputError(f"{self.name}: needs exp >= 1, man >= 0 and at most 64 bits, got exp={self.exp} man={self.man}")
+        if self.exp < 1 or self.man < 0 or self.bits + self.pad > 64:
+            raise InputError(f"{self.name}: needs exp >= 1, man >= 0 and at most 64 bits, "
+                             f"got exp={self.exp} man={self.man}")
         if self.layout.max_index < max(1, self.layout.first):
             raise InputError(f"{self.name}: its special codes leave no positive value")
 
@@ -158,10 +153,7 @@ class Float(_Derived):
 
     @cached_property
     def layout(self) -> Layout:
-        try:
-            return values.float_layout(self)
-        except ValueError as error:
-            raise InputError(str(error)) from None
+        return values.float_layout(self)
 
 
 @dataclass(frozen=True)
@@ -182,9 +174,11 @@ class Int(_Derived):
 
     def __post_init__(self):
         if self.encoding not in ("twos", "sign-magnitude"):
-            raise InputError(f"{self.name}: encoding {self.encoding!r} is not known; allowed are twos and sign-magnitude")
-        if not (1 + (self.encoding == "sign-magnitude")) <= self.bits <= 64:
-            raise InputError(f"{self.name}: {self.bits} bits are not allowed; 1 to 64 (sign-magnitude 2 to 64) are")
+            raise InputError(f"{self.name}: encoding {self.encoding!r} is not known; "
+                             "allowed are twos and sign-magnitude")
+        if not (1 if self.encoding == "twos" else 2) <= self.bits <= 64:
+            raise InputError(f"{self.name}: {self.bits} bits are not allowed; "
+                             "1 to 64 (sign-magnitude 2 to 64) are")
 
     @cached_property
     def layout(self) -> Layout:
@@ -197,14 +191,15 @@ Row = Float | Int
 def p3109(k: int, p: int, signed: bool = True, domain: str = "extended") -> Float:
     """The IEEE P3109 v4.0 format of bitwidth k and precision p (Spec: VAL-6).
 
-    Raises InputError unless 3 <= k <= 16, 1 <= p < k (signed) or 1 <= p <= k (unsigned), domain extended or finite.
+    domain: "extended" (with infinities) or "finite".
+    Raises InputError unless 3 <= k <= 16 and 1 <= p < k (signed) or 1 <= p <= k (unsigned).
     """
     if not 3 <= k <= 16 or not 1 <= p <= k - signed or domain not in ("extended", "finite"):
-        raise InputError(f"P3109 has no format K={k} P={p} signed={signed} domain={domain!r}: allowed are K 3 to 16, "
-                         "P 1 to K-1 (unsigned: to K), domain extended or finite")
-    name = f"binary{k}p{p}{'s' if signed else 'u'}{domain[0]}"
-    return Float(name, exp=k - p + (not signed), man=p - 1, bias=2 ** (k - p - signed), special=f"p3109-{domain}",
-                 signed=signed, ref="P3109 v4.0 4.2", aka=(f"p3109_k{k}p{p}{name[-2:]}",))
+        raise InputError(f"P3109 has no format K={k} P={p} signed={signed} domain={domain!r}: "
+                         "allowed are K 3 to 16, P 1 to K-1 (unsigned: to K), domain extended or finite")
+    shape = f"{k}p{p}{'s' if signed else 'u'}{domain[0]}"
+    return Float(f"binary{shape}", exp=k - p + (not signed), man=p - 1, bias=2 ** (k - p - signed),
+                 special=f"p3109-{domain}", signed=signed, ref="P3109 v4.0 4.2", aka=(f"p3109_k{shape}",))
 
 
 _ROWS: list[Row] = [
@@ -215,22 +210,33 @@ _ROWS: list[Row] = [
     Float("bfloat16", 8, 7, 127, "ieee", ref="OFP8 4.1", aka=("bf16", "e8m7", "e8m7ieee")),
     Float("tf32", 8, 10, 127, "ieee", pad=13, ref="CUTLASS tfloat32.h", aka=("tensorfloat32", "tfloat32")),
     # 8 bits
-    Float("e5m2", 5, 2, 15, "ieee", ref="OFP8 5.1", aka=("float8_e5m2", "f8E5M2", "FLOAT8E5M2", "bf8", "fp8_e5m2", "e5m2ieee")),
-    Float("e4m3fn", 4, 3, 7, "fn", ref="OFP8 5.1", aka=("float8_e4m3fn", "f8E4M3FN", "FLOAT8E4M3FN", "hf8", "fp8_e4m3", "ofp8_e4m3")),
+    Float("e5m2", 5, 2, 15, "ieee", ref="OFP8 5.1",
+          aka=("float8_e5m2", "f8E5M2", "FLOAT8E5M2", "bf8", "fp8_e5m2", "e5m2ieee")),
+    Float("e4m3fn", 4, 3, 7, "fn", ref="OFP8 5.1",
+          aka=("float8_e4m3fn", "f8E4M3FN", "FLOAT8E4M3FN", "hf8", "fp8_e4m3", "ofp8_e4m3")),
     Float("e4m3ieee", 4, 3, 7, "ieee", ref="ml_dtypes float8_e4m3", aka=("float8_e4m3", "f8E4M3")),
     Float("e3m4", 3, 4, 3, "ieee", ref="ml_dtypes float8_e3m4", aka=("float8_e3m4", "f8E3M4", "e3m4ieee")),
-    Float("e4m3fnuz", 4, 3, 8, "fnuz", ref="ONNX float8", aka=("float8_e4m3fnuz", "f8E4M3FNUZ", "FLOAT8E4M3FNUZ")),
-    Float("e5m2fnuz", 5, 2, 16, "fnuz", ref="ONNX float8", aka=("float8_e5m2fnuz", "f8E5M2FNUZ", "FLOAT8E5M2FNUZ")),
-    Float("e4m3b11fnuz", 4, 3, 11, "fnuz", ref="ml_dtypes float8_e4m3b11fnuz", aka=("float8_e4m3b11fnuz", "f8E4M3B11FNUZ", "float8_e4m3b11")),
+    Float("e4m3fnuz", 4, 3, 8, "fnuz", ref="ONNX float8",
+          aka=("float8_e4m3fnuz", "f8E4M3FNUZ", "FLOAT8E4M3FNUZ")),
+    Float("e5m2fnuz", 5, 2, 16, "fnuz", ref="ONNX float8",
+          aka=("float8_e5m2fnuz", "f8E5M2FNUZ", "FLOAT8E5M2FNUZ")),
+    Float("e4m3b11fnuz", 4, 3, 11, "fnuz", ref="ml_dtypes float8_e4m3b11fnuz",
+          aka=("float8_e4m3b11fnuz", "f8E4M3B11FNUZ", "float8_e4m3b11")),
     # 6 and 4 bits
-    Float("e3m2", 3, 2, 3, "finite", ref="OCP MX 5.3.2", aka=("float6_e3m2fn", "float6_e3m2", "f6E3M2FN", "FLOAT6E3M2", "fp6_e3m2", "e3m2finite", "e3m2fn")),
-    Float("e2m3", 2, 3, 1, "finite", ref="OCP MX 5.3.2", aka=("float6_e2m3fn", "float6_e2m3", "f6E2M3FN", "FLOAT6E2M3", "fp6_e2m3", "e2m3finite", "e2m3fn")),
-    Float("e2m1", 2, 1, 1, "finite", ref="OCP MX 5.3.3", aka=("float4_e2m1fn", "float4_e2m1", "f4E2M1FN", "FLOAT4E2M1", "fp4_e2m1", "e2m1finite", "e2m1fn", "float4_e2m1fn_x2")),
+    Float("e3m2", 3, 2, 3, "finite", ref="OCP MX 5.3.2",
+          aka=("float6_e3m2fn", "float6_e3m2", "f6E3M2FN", "FLOAT6E3M2", "fp6_e3m2", "e3m2finite", "e3m2fn")),
+    Float("e2m3", 2, 3, 1, "finite", ref="OCP MX 5.3.2",
+          aka=("float6_e2m3fn", "float6_e2m3", "f6E2M3FN", "FLOAT6E2M3", "fp6_e2m3", "e2m3finite", "e2m3fn")),
+    Float("e2m1", 2, 1, 1, "finite", ref="OCP MX 5.3.3",
+          aka=("float4_e2m1fn", "float4_e2m1", "f4E2M1FN", "FLOAT4E2M1", "fp4_e2m1", "e2m1finite", "e2m1fn",
+               "float4_e2m1fn_x2")),
     # scales
     Float("e8m0", 8, 0, 127, "scale", signed=False, tie="up", ref="OCP MX 5.4.1",
           aka=("float8_e8m0fnu", "f8E8M0FNU", "FLOAT8E8M0", "ue8m0", "e8m0fnu", "e8m0scale")),
-    Float("ue4m3", 4, 3, 7, "fn", signed=False, ref="CUTLASS float_ue4m3_t", aka=("float_ue4m3_t", "ue4m3fn")),
-    Float("ue5m3", 5, 3, 15, "fn", signed=False, ref="CUDA 13.5 ue5m3", aka=("float8_e5m3", "ue5m3fn", "f8E5M3FNU")),
+    Float("ue4m3", 4, 3, 7, "fn", signed=False, ref="CUTLASS float_ue4m3_t",
+          aka=("float_ue4m3_t", "ue4m3fn")),
+    Float("ue5m3", 5, 3, 15, "fn", signed=False, ref="CUDA 13.5 ue5m3",
+          aka=("float8_e5m3", "ue5m3fn", "f8E5M3FNU")),
     # IEEE P3109, the formats every implementation must have
     p3109(8, 4), p3109(8, 3), p3109(4, 2, domain="finite"), p3109(8, 1, signed=False, domain="finite"),
     # integers
