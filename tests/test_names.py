@@ -190,7 +190,8 @@ UNKNOWN = [
     ("binary2p1se", "P3109 has no format K=2"), ("binary17p3se", "P3109 has no format K=17"),
     ("binary8p8se", "P3109 has no format K=8 P=8"), ("binary8p9ue", "P3109 has no format"),
     ("binary8p0sf", "P3109 has no format"), ("mxfp4", "'mxfp4' is not known"),
-    ("e4m3fn e5m2", "is not known"), ("e-4m3fn", "is not known"), ("e4m3b-7fn", "is not known"), ("e4m3b99999999999fn", "is not known"),
+    ("e4m3fn e5m2", "is not known"), ("e-4m3fn", "is not known"), ("e4m3b-7fn", "is not known"),
+    ("e4m3b99999999999fn", "is not known"),
 ]
 
 
