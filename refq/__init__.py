@@ -1,5 +1,7 @@
 """refq: bit-exact number formats, block-scaled quantisation, golden vectors and conformance checks."""
 
+from refq.blocks.gguf import gguf_decode, gguf_encode, gguf_type
+from refq.blocks.packing import Packed, pack, unpack
 from refq.blocks.quantize import Quantized, dequantize, fake_quantize, quantize
 from refq.blocks.rows import data_type
 from refq.errors import InputError
@@ -8,8 +10,9 @@ from refq.formats.names import number_format
 from refq.version import __version__
 
 __all__ = [
-    "InputError", "Quantized", "convert", "data_type", "decode", "dequantize", "encode", "fake_quantize",
-    "number_format", "quantize", "quantize_model", "__version__",
+    "InputError", "Packed", "Quantized", "convert", "data_type", "decode", "dequantize", "encode", "fake_quantize",
+    "gguf_decode", "gguf_encode", "gguf_type", "number_format", "pack", "quantize", "quantize_model", "unpack",
+    "__version__",
 ]
 
 
