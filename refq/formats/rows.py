@@ -57,7 +57,7 @@ class _Derived:
 
     @property
     def emax(self) -> int:
-        """floor(log2(max)), the exponent of its largest power of two; 0 for int1, whose values are 0 and -1."""
+        """floor(log2(max)), the exponent of its largest power of two; 0 for int1 (values 0 and -1)."""
         return values.floor_log2(self.max or -self.lowest)
 
     @property
