@@ -1,6 +1,7 @@
 """Writing files whole or not at all."""
 
 import os
+import stat
 import tempfile
 from pathlib import Path
 
@@ -10,21 +11,28 @@ from refq.errors import InputError
 def write_whole(path, content) -> None:
     """Write text (UTF-8) or bytes to a path: to a temporary name beside it first, then renamed over it.
 
-    An existing file is never half-overwritten. Raises InputError when the folder is missing or not writable.
+    An existing file is never half-overwritten, and keeps its rights; links are followed; what is no regular
+    file (a pipe, /dev/null) is written to. Raises InputError when the place is missing or not writable.
     """
-    path = Path(path)
     data = content.encode("utf-8") if isinstance(content, str) else content
+    target = Path(os.path.realpath(path))
     try:
-        handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+        mode = target.stat().st_mode if target.exists() else None
+        if mode is None or stat.S_ISREG(mode):
+            _replace(target, data, 0o666 & ~_umask() if mode is None else stat.S_IMODE(mode))
+        else:
+            target.write_bytes(data)
     except OSError as error:
         raise InputError(f"cannot write {path}: {error.strerror}") from None
+
+
+def _replace(target: Path, data: bytes, mode: int) -> None:
+    handle, temporary = tempfile.mkstemp(prefix=".refq-", dir=target.parent)
     try:
         with os.fdopen(handle, "wb") as file:
             file.write(data)
-        os.chmod(temporary, 0o666 & ~_umask())
-        os.replace(temporary, path)
-    except OSError as error:
-        raise InputError(f"cannot write {path}: {error.strerror}") from None
+        os.chmod(temporary, mode)
+        os.replace(temporary, target)
     finally:
         Path(temporary).unlink(missing_ok=True)
 
