@@ -96,7 +96,10 @@ def quantize(x, dtype, axis=-1, rounding="rne", recipe=None, random_bits=None, r
 
 
 def dequantize(quantized: Quantized, dtype=np.float32) -> np.ndarray:
-    """The values of a Quantized, each exact product element x scale (x tensor scale) rounded once (Spec: BLOCK-11)."""
+    """The values of a Quantized, each exact product element x scale (x tensor scale) rounded once (Spec: BLOCK-11).
+
+    Raises InputError for a dtype other than float64, float32 and float16.
+    """
     q, dtype = quantized, codec.float_dtype(dtype)
     if q.scales is None:
         return _unscaled_values(q.codes, q.dtype.element_row, dtype)
