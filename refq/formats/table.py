@@ -1,20 +1,24 @@
-"""The table of formats as text: for the terminal (`refq formats`) and as the generated table of the README."""
+"""The table of formats as text: for the terminal (`refq formats`) and, generated, for the README."""
 
 from fractions import Fraction
 
 from refq.formats.rows import FORMATS, Row
-from refq.formats.show import number
-from refq.formats.values import INF, NAN, exact
+from refq.formats.show import hex_code, number
+from refq.formats.values import floor_log2
 
-HEAD = ("format", "bits", "sign/exp/man", "bias", "max", "min normal", "min subnormal", "1.0", "NaN", "Inf", "-0", "values", "source")
+HEAD = ("format", "bits", "sign/exp/man", "bias", "max", "min normal", "min subnormal", "1.0", "NaN", "Inf",
+        "-0", "values", "source")
 
 
 def facts(row: Row) -> tuple[str, ...]:
     """One line of the table, in the order of HEAD; everything derived (Spec: VAL-5)."""
-    shape = f"{int(row.signed)}/{row.exp}/{row.man}" if row.is_float else f"{int(row.signed)}/-/{row.bits - row.signed}"
-    bias = str(row.bias) if row.is_float else "" if row.frac == 0 else f"*2^-{row.frac}"
-    return (row.name, str(row.bits), shape, bias, limit(row.max), limit(row.min_normal), limit(row.min_subnormal),
-            _hex(row, row.code_of_one), _codes(row, NAN), _codes(row, INF), "yes" if row.has_neg_zero else "no",
+    one = row.code_of_one
+    widths = f"{row.exp}/{row.man}" if row.is_float else f"-/{row.bits - row.signed}"
+    bias = str(row.bias) if row.is_float else f"*2^-{row.frac}" if row.frac else ""
+    return (row.name, str(row.bits), f"{int(row.signed)}/{widths}", bias,
+            limit(row.max), limit(row.min_normal), limit(row.min_subnormal),
+            "" if one is None else hex_code(row, one), _nan_codes(row), _inf_codes(row),
+            "yes" if row.has_neg_zero else "no",
             str(row.count_finite) if row.bits <= 16 else f"about 2^{row.bits}", row.ref)
 
 
@@ -22,9 +26,12 @@ def rows() -> list[tuple[str, ...]]:
     """The lines of every row of the table, except the many plain integers, which stand as one family each."""
     families: dict[str, list[Row]] = {}
     for row in FORMATS.values():
-        families.setdefault(row.name.rstrip("0123456789") if _plain_integer(row) else row.name, []).append(row)
-    return [_family(name, members) if len(members) > 2 else facts(row)
-            for name, members in families.items() for row in members[: 1 if len(members) > 2 else None]]
+        plain_integer = not row.is_float and row.frac == 0
+        families.setdefault(row.name.rstrip("0123456789") if plain_integer else row.name, []).append(row)
+    lines = []
+    for name, members in families.items():
+        lines += [_family(name, members)] if len(members) > 2 else map(facts, members)
+    return lines
 
 
 def markdown() -> str:
@@ -38,10 +45,12 @@ def text() -> str:
     return columns([HEAD, *rows()])
 
 
-def columns(lines) -> str:
-    """Lines of cells as aligned text, two blanks between columns."""
-    widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
-    return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(line, widths)).rstrip() for line in lines)
+def columns(lines, right=()) -> str:
+    """Lines of cells as text, two blanks between columns; those whose index is in `right` end flush."""
+    widths = [max(map(len, column)) for column in zip(*lines)]
+    sides = [str.rjust if place in right else str.ljust for place in range(len(widths))]
+    padded = ((side(cell, width) for side, cell, width in zip(sides, line, widths)) for line in lines)
+    return "\n".join("  ".join(cells).rstrip() for cells in padded)
 
 
 def as_dicts() -> list[dict]:
@@ -49,15 +58,13 @@ def as_dicts() -> list[dict]:
     return [dict(zip(HEAD, facts(row))) | {"aka": list(row.aka)} for row in FORMATS.values()]
 
 
-def _plain_integer(row: Row) -> bool:
-    return not row.is_float and row.frac == 0
-
-
 def _family(name: str, members: list[Row]) -> tuple[str, ...]:
-    sizes = f"{members[0].bits} to {members[-1].bits}"
-    first, last = facts(members[0]), facts(members[-1])
-    return (f"{name}{members[0].bits} … {name}{members[-1].bits}", sizes, f"{first[2][0]}/-/n", "", f"2^{'n' if not members[0].signed else '(n-1)'} - 1",
-            "", "", "0x1", "", "", last[10], f"2^n{' - 1' if last[10] == 'yes' else ''}", last[12])
+    """One line for the integers of one encoding, in terms of their bits n."""
+    least, most, row = members[0].bits, members[-1].bits, members[-1]
+    widths, largest = ("1/-/n-1", "2^(n-1) - 1") if row.signed else ("0/-/n", "2^n - 1")
+    minus_zero, count = ("yes", "2^n - 1") if row.has_neg_zero else ("no", "2^n")
+    return (f"{name}{least} … {name}{most}", f"{least} to {most}", widths, "", largest, "", "", "0x1", "", "",
+            minus_zero, count, row.ref)
 
 
 def limit(value: Fraction | None) -> str:
@@ -70,9 +77,8 @@ def limit(value: Fraction | None) -> str:
 
 
 def _power(value: Fraction) -> str:
-    """m * 2^e with 1 <= m < 2, the way the field writes limits; m as a decimal, or as 2 - 2^-k for all ones."""
-    exponent = value.numerator.bit_length() - value.denominator.bit_length()
-    exponent -= value < Fraction(2) ** exponent
+    """m * 2^e with 1 <= m < 2; m as a decimal, or as 2 - 2^-k for a long significand of all ones."""
+    exponent = floor_log2(value)
     m = value / Fraction(2) ** exponent
     if m == 1:
         return f"2^{exponent}"
@@ -81,19 +87,18 @@ def _power(value: Fraction) -> str:
     return f"{number(m)} * 2^{exponent}"
 
 
-def _hex(row: Row, code: int | None) -> str:
-    return "" if code is None else f"{code:#0{(row.width + 3) // 4 + 2}x}"
-
-
-def _codes(row: Row, what) -> str:
-    """The codes of one special value: one, two, or the positive range."""
+def _nan_codes(row: Row) -> str:
+    """One code, two (of either sign) or a range."""
     layout = row.layout
-    if what == INF:
-        return ", ".join(_hex(row, code) for code in row.inf_codes) or "none"
     if layout.nan is None:
         return "none"
-    if layout.inf is not None and layout.nan_signed:
-        first, last = layout.inf + 1 << layout.pad, (1 << (layout.bits - 1)) - 1 << layout.pad
-        assert exact(row, first) == exact(row, last) == NAN
-        return f"{_hex(row, first)} … {_hex(row, last)}, and negative"
-    return ", ".join(_hex(row, code) for code in row.nan_codes)
+    first = layout.nan if layout.inf is None else layout.inf + 1
+    last, minus = layout.nan_ones, first | 1 << (layout.bits - 1)
+    low, high, negative = (hex_code(row, code << layout.pad) for code in (first, last, minus))
+    if low != high:
+        return f"{low} … {high}" + (", and negative" if layout.nan_signed else "")
+    return f"{low}, {negative}" if layout.nan_signed else low
+
+
+def _inf_codes(row: Row) -> str:
+    return ", ".join(hex_code(row, code) for code in row.inf_codes) or "none"
