@@ -200,12 +200,14 @@ def test_boundary_from_integers(source):
         check_encode(row, source)
 
 
+FULL = [(name, "binary64") for name in SMALL] + [
+    (name, source) for name in ("binary16", "bfloat16", "int16", "uint16", "smint12") for source in FLOATS]
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("source", list(FLOATS))
-@pytest.mark.parametrize("name", list(FORMATS))
-def test_full_boundary_from_floats(name, source):
-    if FORMATS[name].width > 16:
-        pytest.skip("all values of a 32- or 64-bit format are too many; the thinned set has run")
+@pytest.mark.parametrize("name, source", FULL)
+def test_full_boundary(name, source):
+    """What the tests above thin out: all exponents of binary64, all magnitudes of wide targets."""
     check_encode(FORMATS[name], source, full=True)
 
 
