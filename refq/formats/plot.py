@@ -1,4 +1,4 @@
-"""Number lines: where the values of formats lie, as a picture (needs the optional matplotlib: `pip install 'refq[plot]'`)."""
+"""Number lines: where the values of formats lie, as a picture (needs the optional matplotlib)."""
 
 import io
 from pathlib import Path
@@ -28,7 +28,7 @@ def number_line(formats, path) -> Path:
         raise InputError("name at least one format to draw")
     for row in rows:
         if row.bits > LIMIT_BITS:
-            raise InputError(f"{row.name} has {row.bits} bits; number lines are drawn for formats of at most {LIMIT_BITS}")
+            raise InputError(f"{row.name} has {row.bits} bits; number lines are for at most {LIMIT_BITS}")
     if path.suffix.lower() not in (".png", ".svg"):
         raise InputError(f"cannot draw to {path.name!r}; allowed are files ending in .png or .svg")
     picture = io.BytesIO()
@@ -46,12 +46,15 @@ def _figure(rows: list[Row]):
     linear, logarithmic = figure.subplots(2, 1)
     for place, row in enumerate(rows):
         values, largest = _values(row), float(max(row.max, -row.lowest))
-        edge = float(row.min_normal) if row.min_normal is not None else 0.0
+        positive = values[values > 0]
+        edge = float(row.min_normal or 0)
         _strip(linear, place, values / largest, edge / largest, values)
-        _strip(logarithmic, place, values[values > 0], edge, values[values > 0])
-    _finish(linear, rows, "every value, linear, each format scaled to its own largest magnitude (as a block scale does)")
+        _strip(logarithmic, place, positive, edge, positive)
     logarithmic.set_xscale("log", base=2)
-    _finish(logarithmic, rows, "positive values, logarithmic; orange: subnormals, which thin out below the smallest normal")
+    _finish(linear, rows, "every value, linear, each format scaled to its own largest magnitude "
+                          "(as a block scale does)")
+    _finish(logarithmic, rows, "positive values, logarithmic; orange: subnormals, which thin out "
+                               "below the smallest normal")
     return figure
 
 
@@ -63,9 +66,9 @@ def _values(row: Row):
 
 def _strip(axes, place: int, values, edge: float, named):
     """One format: a stroke a value at `values`, labelled with `named` while there is room."""
-    subnormal = np.abs(values) < edge
+    subnormal, width = np.abs(values) < edge, 1.6 if len(values) < 80 else 0.7
     for part, colour in ((values[~subnormal], _NORMAL), (values[subnormal], _SUBNORMAL)):
-        axes.vlines(part, place - 0.3, place + 0.3, color=colour, linewidth=1.6 if len(values) < 80 else 0.7, alpha=0.9)
+        axes.vlines(part, place - 0.3, place + 0.3, color=colour, linewidth=width, alpha=0.9)
     axes.axhline(place, color=_SOFT, linewidth=0.6, zorder=0)
     if len(values) <= LABELLED:
         for at, value in zip(values, named):
