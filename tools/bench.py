@@ -1,13 +1,13 @@
 """Speed, side by side with peers in one process and one thread: `python tools/bench.py [--size 24] [--json FILE]`.
 
-Every row times refq and each installed peer in turn, round by round, on the same array; a ratio is the median of the
-per-round ratios peer / refq, so a drifting machine moves both. Peers (ml_dtypes, gfloat, torch) are optional.
+Every row times refq and each installed peer in turn, round by round, on the same array, so that a drifting machine
+moves both. A time is the best round, the one least disturbed; a ratio is peer / refq of those. Peers (ml_dtypes,
+gfloat, torch) are optional.
 """
 
 import argparse
 import json
 import os
-import statistics
 import subprocess
 import sys
 import time
@@ -36,12 +36,12 @@ GFLOAT_SIZE = 1 << 19       # gfloat is slow: timed on fewer values, compared pe
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--size", type=int, default=24, help="log2 of the number of values (default 24)")
-    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--rounds", type=int, default=15, help="rounds of each row (default 15)")
     parser.add_argument("--json", help="write the figures to this file")
     options = parser.parse_args()
     x = np.random.default_rng(0).standard_normal(1 << options.size, dtype=np.float32)
     rows = [*encode_rows(x, options.rounds), *decode_rows(x.size, options.rounds), *block_rows(x, options.rounds)]
-    print(f"2^{options.size} values, one thread, {options.rounds} rounds; ns per value (minimum), ratios peer / refq (median)\n")
+    print(f"2^{options.size} values, one thread, {options.rounds} rounds; best ns per value, ratios peer / refq\n")
     print(text(rows))
     print(f"\nimport refq beyond numpy: {import_seconds():.3f} s (bar 0.150)")
     if options.json:
@@ -84,7 +84,7 @@ def block_rows(x, rounds):
 
 
 def measure(what, name, size, ours, peers, rounds):
-    """One row: minimum ns per value of refq and each peer, median of the per-round ratios, bars."""
+    """One row: best ns per value of refq and each peer, their ratios, bars."""
     peers = {peer: run for peer, run in peers.items() if run is not None}
     counts = {peer: min(size, GFLOAT_SIZE) if peer == "gfloat" else size for peer in peers}
     seconds = {"refq": []} | {peer: [] for peer in peers}
@@ -95,7 +95,7 @@ def measure(what, name, size, ours, peers, rounds):
         for peer, run in peers.items():
             if peer != "gfloat" or number < 2:
                 seconds[peer].append(clock(run) / counts[peer])
-    ratios = {peer: statistics.median(b / a for a, b in zip(seconds["refq"], seconds[peer])) for peer in peers}
+    ratios = {peer: min(seconds[peer]) / min(seconds["refq"]) for peer in peers}
     narrow = what in ("encode", "decode") and refq.number_format(name).precision <= 6
     bars = {peer: bar for (kind, peer), bar in BARS.items() if kind == what and peer in peers and narrow}
     return {"what": what, "name": name, "ns": {who: min(times) * 1e9 for who, times in seconds.items()}, "ratios": ratios,
