@@ -9,16 +9,19 @@ import numpy as np
 
 from refq.errors import InputError
 from refq.formats import codec, definition
+from refq.formats.listed import Irrational, key, meaning
 from refq.formats.names import number_format
 from refq.formats.policies import overflow_rule, rounding_rule
 from refq.formats.rows import Row
-from refq.formats.values import INF, NAN, NEG_INF, exact, floor_log2, split
+from refq.formats.values import INF, NAN, NEG_INF, check_code, exact, floor_log2, split
 
 
 def number(value) -> str:
     """An exact value in few characters: an integer, a decimal, or significand * 2^exponent."""
     if isinstance(value, str):
         return {NAN: "NaN", INF: "+Inf", NEG_INF: "-Inf"}[value]
+    if isinstance(value, Irrational):
+        return str(value)
     if value.denominator == 1 and abs(value) < 10 ** 9:
         return str(value.numerator)
     places = value.denominator.bit_length() - 1
@@ -38,8 +41,9 @@ def dyadic(value: Fraction) -> str:
 
 def described(row: Row, code: int) -> str:
     """A code with its value, as in `0x7e (448)`; zeros say their sign."""
-    value = exact(row, code)
-    minus_zero = value == 0 and split(row.layout, code >> row.layout.pad)[0]
+    value = meaning(row, code)
+    minus_zero = code == row.minus_zero if row.is_listed else (
+        value == 0 and split(row.layout, code >> row.layout.pad)[0])
     return f"{hex_code(row, code)} ({'-0' if minus_zero else number(value)})"
 
 
@@ -58,6 +62,8 @@ def fields(row: Row, code: int) -> str:
 
 def show_code(row: Row, code: int) -> list[tuple[str, str]]:
     """What there is to say about one code, as (label, text) pairs. Raises InputError for one out of range."""
+    if row.is_listed:
+        return _show_listed(row, code)
     value = exact(row, code)
     lines = [("code", described(row, code)),
              ("fields", f"{fields(row, code)}   ({_field_names(row)})"),
@@ -75,13 +81,39 @@ def show_code(row: Row, code: int) -> list[tuple[str, str]]:
             ("next above", "none: the largest value" if above is None else described(row, above))]
 
 
+def _show_listed(row: Row, code: int) -> list[tuple[str, str]]:
+    check_code(row, code)
+    value = row.meanings[code]
+    lines = [("code", described(row, code)), ("bits", f"{code:0{row.width}b}"), ("kind", row.kind)]
+    if isinstance(value, str):
+        return lines
+    lines.append(("nearest float64" if isinstance(value, Irrational) else "hex float", float(key(value)).hex()))
+    below, above = _around(row, value)
+    return [*lines,
+            ("next below", "none: the least value" if below is None else described(row, below[1])),
+            ("next above", "none: the largest value" if above is None else described(row, above[1]))]
+
+
+def _around(row: Row, value):
+    """(value, code) of the listed values next below and next above a value."""
+    place = key(value)
+    return (max((pair for pair in row.ascending if key(pair[0]) < place), key=_place, default=None),
+            min((pair for pair in row.ascending if key(pair[0]) > place), key=_place, default=None))
+
+
+def _place(pair):
+    return key(pair[0])
+
+
 def source_code(source: Row, value) -> tuple[int, list[tuple[str, str]]]:
     """(code, notes): a value as a code of a source format, finite ones rounded to nearest even.
 
     value: a Fraction, or a float for inf, nan and -0. A note says what the source has instead of the value.
     Raises InputError for what is beyond the source's range, and for an infinity or NaN that it does not have.
     """
-    if isinstance(value, Fraction) and value:
+    if isinstance(value, Fraction) and value and source.is_listed:
+        code, wanted = int(codec.encode(np.float64(float(value)), source)), value
+    elif isinstance(value, Fraction) and value:
         code, wanted = _nearest_code(source, value), value
     else:
         code = int(codec.encode(np.float64(value), source, overflow="ieee"))
@@ -129,13 +161,17 @@ def show_cast(source, code: int, target, rounding="rne", overflow="sat", random_
     source, target: names or rows; code: of the source. Other arguments as `encode`; errors too.
     """
     source, target = number_format(source), number_format(target)
+    check_code(source, code)
     word = np.array([code], codec.code_dtype(source))
     bits = None if random_bits is None else np.array([random_bits])
     result = int(codec.convert(word, source, target, rounding, overflow, bits, random_width)[0])
     rule, limits = rounding_rule(rounding), overflow_rule(overflow, target.special)
     value = exact(source, code)
     steps = [("source", f"{source.name} {described(source, code)}")]
-    if isinstance(value, str) or value == 0:
+    if target.is_listed:
+        between, why, clauses = _listed_cast(value, target, rule, result)
+        steps += between
+    elif isinstance(value, str) or value == 0:
         why, clauses = _special(target, value, limits)
     elif value < 0 and not target.signed:
         drops = limits.negative == ("magnitude",)
@@ -144,6 +180,8 @@ def show_cast(source, code: int, target, rounding="rne", overflow="sat", random_
     else:
         draws = None if bits is None else bits.astype(np.uint64)
         beyond = bool(definition.overflows(word, source, target, rounding, draws, random_width)[0])
+        if limits.lowest == "symmetric":        # the full range goes one step further down (OVER-7)
+            beyond |= result != int(codec.convert(word, source, target, rounding, "sat", bits, random_width)[0])
         between, why, clauses = _finite(value, target, rule, limits, result, beyond)
         steps += between
     steps += [("result", f"{target.name} {described(target, result)}"),
@@ -161,7 +199,8 @@ def _finite(value: Fraction, target: Row, rule, limits, result: int, beyond: boo
     steps = [("between", f"{low} and {high}, half way {half}")] if inexact else []
     code = described(target, result)
     if beyond:
-        side, extreme = ("least", target.lowest) if value < 0 else ("largest", target.max)
+        least = -target.max if limits.lowest == "symmetric" and target.layout.sign == "twos" else target.lowest
+        side, extreme = ("least", least) if value < 0 else ("largest", target.max)
         how = f"{rule.words} gives {high}, beyond" if inexact and below <= abs(extreme) else "beyond"
         why = f"{how} the {side} value {number(extreme)}: {limits.name} makes it {code}"
         return steps, why, (rule.clause, "OVER-1", overflow_clause(limits.name))
@@ -177,10 +216,25 @@ def _finite(value: Fraction, target: Row, rule, limits, result: int, beyond: boo
     return steps, f"{place} half way; {rule.words} takes {code}", (rule.clause,)
 
 
+def _listed_cast(value, target: Row, rule, result: int):
+    """(steps, sentence, clauses) of a cast into a listed format."""
+    code = described(target, result)
+    if isinstance(value, str) or value == 0:
+        return [], f"{number(value)} becomes {code}", ("LIST-1",)
+    rungs = target.rungs(rule.name, value < 0)
+    passed = [rung for rung in rungs[1:] if abs(value) > key(rung.boundary)
+              or rung.closed and abs(value) == rung.boundary]
+    ahead = rungs[1 + len(passed):]
+    ends = [*(rung.boundary for rung in passed[-1:]), *(rung.boundary for rung in ahead[:1])]
+    steps = [("boundaries", f"of this code, in magnitude: {' and '.join(map(number, ends))}")] if ends else []
+    words = f"{target.words} ({target.name}'s own rule)" if rule.name == "rne" else rule.words
+    return steps, f"{words}: {code}", (target.clause,)
+
+
 def _gap(row: Row, magnitude: Fraction) -> tuple[Fraction, Fraction]:
     """(below, above) of a positive value, exponent unbounded; below is the value itself where it is exact."""
     layout = row.layout
-    finest = floor_log2(magnitude) - (layout.man if row.is_float else layout.bits)
+    finest = floor_log2(magnitude) - layout.man if row.is_float else layout.qmin
     quantum = Fraction(2) ** max(finest, layout.qmin)
     below = magnitude // quantum * quantum
     return below, below + quantum
