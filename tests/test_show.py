@@ -2,6 +2,7 @@
 
 import re
 from fractions import Fraction
+from functools import cache
 
 import numpy as np
 import pytest
@@ -126,17 +127,18 @@ POLICIES = [("rne", "sat"), ("rna", "nonsat"), ("rtz", "ieee"), ("rup", "satnone
             ("rto", "ml_dtypes"), ("rnz", "torch-2.15"), ("rne", "satsym"), ("rup", "onnx-sat-19")]
 
 
+@cache
 def operands(name):
     words = coverage.boundary(F32, FORMATS[name])
-    chosen = np.concatenate([coverage.special(F32, FORMATS[name]), words[:: max(1, words.size // 40)]])
+    chosen = np.concatenate([coverage.special(F32, FORMATS[name]), words[:: max(1, words.size // 80)]])
     return np.unique(chosen).tolist()
 
 
 @pytest.mark.parametrize("rounding, overflow", POLICIES)
 @pytest.mark.parametrize("name", TARGETS)
 def test_every_sentence_is_true(name, rounding, overflow):
-    row = FORMATS[name]
-    for word in operands(name):
+    row, turn = FORMATS[name], POLICIES.index((rounding, overflow))
+    for word in operands(name)[turn % 4 :: 4]:          # each policy a quarter: together all, twice
         cast = show.show_cast("f32", word, name, rounding, overflow)
         value, told = values.exact(F32, word), dict(cast.steps)
         where = f"{word:#x} {value} {cast}"
