@@ -1,8 +1,8 @@
-"""Speed, side by side with peers in one process and one thread: `python tools/bench.py [--size 24] [--json FILE]`.
+"""Speed, side by side with peers in one process and one thread: `python tools/bench.py [--size 24]`.
 
-Every row times refq and each installed peer in turn, round by round, on the same array, so that a drifting machine
-moves both. A time is the best round, the one least disturbed; a ratio is peer / refq of those. Peers (ml_dtypes,
-gfloat, torch) are optional.
+Every row times refq and each installed peer in turn, round by round, on the same array, so that a drifting
+machine moves both. A time is the best round, the one least disturbed; a ratio is peer / refq of those. Peers
+(ml_dtypes, gfloat, torch) are optional.
 """
 
 import argparse
@@ -18,6 +18,7 @@ for variable in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
 import numpy as np
 
 import refq
+from refq.formats.table import columns
 
 # What each format is called elsewhere: (refq, ml_dtypes, torch, gfloat)
 FORMATS = [
@@ -29,8 +30,9 @@ FORMATS = [
     ("bfloat16", "bfloat16", "bfloat16", "bfloat16"),
 ]
 BLOCKS = ("mxfp4", "mxfp8", "mxfp6", "mxint8", "nvfp4", "int4", "int8")
-BARS = {("encode", "ml_dtypes"): 6, ("encode", "gfloat"): 40, ("decode", "ml_dtypes"): 7}   # precision <= 6 only
-GFLOAT_SIZE = 1 << 19       # gfloat is slow: timed on fewer values, compared per value
+BARS = {("encode", "ml_dtypes"): 6, ("encode", "gfloat"): 40, ("decode", "ml_dtypes"): 7}
+BAR_PRECISION = 6           # the bars are for formats of at most so many significant bits
+GFLOAT_SIZE, GFLOAT_ROUNDS = 1 << 19, 2     # gfloat is slow: fewer values and rounds, compared per value
 
 
 def main():
@@ -40,8 +42,9 @@ def main():
     parser.add_argument("--json", help="write the figures to this file")
     options = parser.parse_args()
     x = np.random.default_rng(0).standard_normal(1 << options.size, dtype=np.float32)
-    rows = [*encode_rows(x, options.rounds), *decode_rows(x.size, options.rounds), *block_rows(x, options.rounds)]
-    print(f"2^{options.size} values, one thread, {options.rounds} rounds; best ns per value, ratios peer / refq\n")
+    rounds = options.rounds
+    rows = [*encode_rows(x, rounds), *decode_rows(x.size, rounds), *block_rows(x, rounds)]
+    print(f"2^{options.size} values, one thread, {rounds} rounds; best ns per value, ratios peer / refq\n")
     print(text(rows))
     print(f"\nimport refq beyond numpy: {import_seconds():.3f} s (bar 0.150)")
     if options.json:
@@ -51,12 +54,13 @@ def main():
 
 
 def encode_rows(x, rounds):
+    few = x[:GFLOAT_SIZE].astype(np.float64)
     for name, mld, torch_name, gf in FORMATS:
         out = np.empty(x.shape, refq.encode(x[:1], name).dtype)
         yield measure("encode", name, x.size, lambda: refq.encode(x, name, out=out), {
             "ml_dtypes": peer_mld(mld, lambda kind: lambda: x.astype(kind)),
             "torch": peer_torch(torch_name, lambda torch, kind: _torch_cast(torch, x, kind)),
-            "gfloat": peer_gfloat(gf, lambda g, info: lambda: g.encode_ndarray(info, g.round_ndarray(info, x[:GFLOAT_SIZE].astype(np.float64)))),
+            "gfloat": peer_gfloat(gf, lambda gfloat, info: _gfloat_encode(gfloat, few, info)),
         }, rounds)
 
 
@@ -71,7 +75,7 @@ def decode_rows(size, rounds):
         yield measure("decode", name, size, lambda: refq.decode(codes, name, out=out), {
             "ml_dtypes": peer_mld(mld, lambda kind: lambda: codes.view(kind).astype(np.float32)),
             "torch": peer_torch(torch_name, lambda torch, kind: _torch_back(torch, codes, kind)),
-            "gfloat": peer_gfloat(gf, lambda g, info: lambda: g.decode_ndarray(info, codes[:GFLOAT_SIZE])),
+            "gfloat": peer_gfloat(gf, lambda gfloat, info: _gfloat_decode(gfloat, codes, info)),
         }, rounds)
 
 
@@ -80,7 +84,7 @@ def block_rows(x, rounds):
     for name in BLOCKS:
         yield measure("quantise", name, x.size, lambda: refq.quantize(blocks, name), {}, rounds)
         q = refq.quantize(blocks, name)
-        yield measure("dequantise", name, x.size, lambda: q.dequantize(), {}, rounds)
+        yield measure("dequantise", name, x.size, q.dequantize, {}, rounds)
 
 
 def measure(what, name, size, ours, peers, rounds):
@@ -93,13 +97,15 @@ def measure(what, name, size, ours, peers, rounds):
     for number in range(rounds):
         seconds["refq"].append(clock(ours) / size)
         for peer, run in peers.items():
-            if peer != "gfloat" or number < 2:
+            if peer != "gfloat" or number < GFLOAT_ROUNDS:
                 seconds[peer].append(clock(run) / counts[peer])
-    ratios = {peer: min(seconds[peer]) / min(seconds["refq"]) for peer in peers}
-    narrow = what in ("encode", "decode") and refq.number_format(name).precision <= 6
-    bars = {peer: bar for (kind, peer), bar in BARS.items() if kind == what and peer in peers and narrow}
-    return {"what": what, "name": name, "ns": {who: min(times) * 1e9 for who, times in seconds.items()}, "ratios": ratios,
-            "bars": bars, "met": all(ratios[peer] >= bar for peer, bar in bars.items()) if bars else None}
+    best = {who: min(times) * 1e9 for who, times in seconds.items()}
+    ratios = {peer: best[peer] / best["refq"] for peer in peers}
+    bars = {peer: bar for (kind, peer), bar in BARS.items() if kind == what and peer in peers}
+    if not bars or refq.number_format(name).precision > BAR_PRECISION:
+        bars = {}
+    met = all(ratios[peer] >= bar for peer, bar in bars.items()) if bars else None
+    return {"what": what, "name": name, "ns": best, "ratios": ratios, "bars": bars, "met": met}
 
 
 def clock(run):
@@ -144,11 +150,21 @@ def _torch_back(torch, codes, kind):
     return lambda: tensor.to(torch.float32)
 
 
+def _gfloat_encode(gfloat, few, info):
+    return lambda: gfloat.encode_ndarray(info, gfloat.round_ndarray(info, few))
+
+
+def _gfloat_decode(gfloat, codes, info):
+    few = codes[:GFLOAT_SIZE]
+    return lambda: gfloat.decode_ndarray(info, few)
+
+
 def import_seconds():
     """Time `import refq` adds to an interpreter that has numpy: best of five, each in a fresh process."""
     code = "import numpy, time; t = time.perf_counter(); import refq; print(time.perf_counter() - t)"
-    return min(float(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout)
-               for _ in range(5))
+    command = [sys.executable, "-c", code]
+    runs = (subprocess.run(command, capture_output=True, text=True, check=True) for _ in range(5))
+    return min(float(run.stdout) for run in runs)
 
 
 def text(rows):
@@ -157,12 +173,10 @@ def text(rows):
     for row in rows:
         bars = ", ".join(f">= {bar}x {peer}" for peer, bar in row["bars"].items())
         verdict = {True: f"met: {bars}", False: f"BELOW: {bars}", None: ""}[row["met"]]
-        lines.append((row["what"], row["name"], f"{row['ns']['refq']:.2f}",
-                      *(f"{row['ns'][peer]:.2f}" if peer in row["ns"] else "-" for peer in peers),
-                      *(f"{row['ratios'][peer]:.1f}x" if peer in row["ratios"] else "-" for peer in peers), verdict))
-    widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
-    return "\n".join("  ".join(cell.rjust(width) if 1 < i < 9 else cell.ljust(width) for i, (cell, width) in enumerate(zip(line, widths))).rstrip()
-                     for line in lines)
+        times = [f"{row['ns'][peer]:.2f}" if peer in row["ns"] else "-" for peer in ("refq", *peers)]
+        ratios = [f"{row['ratios'][peer]:.1f}x" if peer in row["ratios"] else "-" for peer in peers]
+        lines.append((row["what"], row["name"], *times, *ratios, verdict))
+    return columns(lines, right=range(2, 9))
 
 
 if __name__ == "__main__":
