@@ -102,7 +102,7 @@ def measure(what, name, size, ours, peers, rounds):
     best = {who: min(times) * 1e9 for who, times in seconds.items()}
     ratios = {peer: best[peer] / best["refq"] for peer in peers}
     bars = {peer: bar for (kind, peer), bar in BARS.items() if kind == what and peer in peers}
-    if not bars or refq.number_format(name).precision > BAR_PRECISION:
+    if bars and refq.number_format(name).precision > BAR_PRECISION:
         bars = {}
     met = all(ratios[peer] >= bar for peer, bar in bars.items()) if bars else None
     return {"what": what, "name": name, "ns": best, "ratios": ratios, "bars": bars, "met": met}
