@@ -26,7 +26,7 @@ RULES = {
 class Block:
     """One data type.
 
-    element, scale, outer: number format names (scale None: unscaled; outer: format of a second, per-tensor scale).
+    element, scale: number format names (scale None: unscaled). outer: format of a second, per-tensor scale.
     tile: values along the axis that share a scale: a number, "channel" (the whole axis) or "tensor".
     rule: how a tile's values become its scale, a key of RULES. recipe: the default recipe (Spec: BLOCK-2).
     """
@@ -43,30 +43,36 @@ class Block:
 
     def __post_init__(self):
         if self.rule not in RULES:
-            raise InputError(f"{self.name}: scale rule {self.rule!r} is not known; allowed are {', '.join(RULES)}")
-        if (self.scale is None) != (self.rule == "none") or (self.scale is None) != (self.tile is None):
+            allowed = ", ".join(RULES)
+            raise InputError(f"{self.name}: scale rule {self.rule!r} is not known; allowed are {allowed}")
+        if not (self.scale is None) == (self.tile is None) == (self.rule == "none"):
             raise InputError(f"{self.name}: a scale needs a rule and a tile, and the other way round")
-        if self.scale and self.tile not in ("channel", "tensor") and not (isinstance(self.tile, int) and self.tile >= 1):
-            raise InputError(f"{self.name}: tile {self.tile!r} is not allowed; a number from 1, 'channel' or 'tensor' is")
+        whole = isinstance(self.tile, int) and self.tile >= 1
+        if self.scale and self.tile not in ("channel", "tensor") and not whole:
+            raise InputError(f"{self.name}: tile {self.tile!r} is not allowed; "
+                             "a number from 1, 'channel' or 'tensor' is")
         if self.outer not in (None, "float32") or (self.outer and self.rule != "amax"):
-            raise InputError(f"{self.name}: the outer scale is float32 or none, and goes with rule amax, not {self.outer!r}")
+            raise InputError(f"{self.name}: the outer scale is float32 or none, and goes with rule amax, "
+                             f"not {self.outer!r}")
         if self.scale:
             self._check_scaled(self.element_row, self.scale_row)
 
     def _check_scaled(self, element: Row, scale: Row):
         """What the arithmetic of quantize.py needs to be exact."""
-        widths = element.precision + scale.precision + (24 if self.outer else 0)
+        floor, amax = self.rule == "floor", self.rule == "amax"
+        width = element.precision + scale.precision + (24 if self.outer else 0)
         for wrong, words in (
-                (not scale.has_nan or not element.has_zero or element.max <= 0,
-                 "the scale format must have a NaN and the element a zero and a positive value"),
-                (self.rule == "floor" and (scale.special != "scale" or scale.layout.qmin < -127),
-                 f"rule floor needs an exponent scale format from 2^-127 up, such as e8m0, not {self.scale}"),
-                (self.rule == "amax" and (not scale.has_zero or not scale.is_float),
-                 f"rule amax needs a floating scale format with a zero, not {self.scale}"),
-                (not exact_in(element, "float32") or not exact_in(scale, "float32"),
-                 f"float32 must hold every value of {self.element} and {self.scale}"),
-                (self.rule == "amax" and (widths > 44 or self.outer is not None and scale.precision > 8),
-                 f"{self.element} and {self.scale} have too many significant bits together to divide exactly")):
+            (not scale.has_nan or not element.has_zero or element.max <= 0,
+             "the scale format must have a NaN and the element a zero and a positive value"),
+            (floor and (scale.special != "scale" or scale.layout.qmin < -127),
+             f"rule floor needs an exponent scale format from 2^-127 up, such as e8m0, not {self.scale}"),
+            (amax and (not scale.has_zero or not scale.is_float),
+             f"rule amax needs a floating scale format with a zero, not {self.scale}"),
+            (not exact_in(element, "float32") or not exact_in(scale, "float32"),
+             f"float32 must hold every value of {self.element} and {self.scale}"),
+            (amax and (width > 44 or self.outer and scale.precision > 8),
+             f"{self.element} and {self.scale} have too many significant bits together to divide exactly"),
+        ):
             if wrong:
                 raise InputError(f"{self.name}: {words}")
 
@@ -80,9 +86,10 @@ class Block:
 
     @property
     def bits_per_value(self) -> Fraction:
-        """Element bits plus the scale's share in a full tile; scales per channel or tensor count as nothing (BLOCK-12)."""
-        bits = Fraction(self.element_row.width)
-        return bits + Fraction(8 * code_dtype(self.scale_row).itemsize, self.tile) if isinstance(self.tile, int) else bits
+        """Element bits plus the scale's share in a full tile, none per channel or tensor (BLOCK-12)."""
+        if not isinstance(self.tile, int):
+            return Fraction(self.element_row.width)
+        return self.element_row.width + Fraction(8 * code_dtype(self.scale_row).itemsize, self.tile)
 
 
 def _mx(name, element, ref, *aka):
@@ -97,7 +104,8 @@ DATA_TYPES: dict[str, Block] = {row.name: row for row in [
     _mx("mxfp4", "e2m1", "OCP MX 5.3.3", "mxfp4_e2m1", "mx_e2m1"),
     _mx("mxint8", "mxint8", "OCP MX 5.3.4"),
     Block("nvfp4", "e2m1", "ue4m3", 16, "amax", outer="float32", ref="NVFP4"),
-    Block("int8", "int8", "binary32", "channel", "amax", ref="ONNX DequantizeLinear-21", aka=("int8_float32_channel",)),
+    Block("int8", "int8", "binary32", "channel", "amax", ref="ONNX DequantizeLinear-21",
+          aka=("int8_float32_channel",)),
     Block("int4", "int4", "binary16", 32, "amax", ref="ONNX DequantizeLinear-21", aka=("int4_float16_t32",)),
 ]}
 
@@ -119,7 +127,7 @@ def data_type(name) -> Block:
     if isinstance(name, Block):
         return name
     if isinstance(name, Row):
-        return Block(name.name, name.name)
+        return _unscaled(name)
     if not isinstance(name, str):
         raise InputError(f"a data type is named by a string or given as a row, not {name!r}")
     key = name.strip().lower()
@@ -131,20 +139,24 @@ def data_type(name) -> Block:
     if shape := _BY_RULE.fullmatch(key):
         return _by_rule(number_format(shape[1]).name, number_format(shape[2]).name, shape[3])
     try:
-        return Block((row := number_format(key)).name, row.name, ref=row.ref)
+        return _unscaled(number_format(key))
     except InputError as error:
         near = difflib.get_close_matches(key, list(spellings), 4, 0.6)
         nearest = f"; nearest names: {', '.join(near)}" if near else ""
         raise InputError(f"data type {name!r} is not known{nearest}; and {error}") from None
 
 
+def _unscaled(row: Row) -> Block:
+    return Block(row.name, row.name, ref=row.ref)
+
+
 @lru_cache(maxsize=1024)
 def _by_rule(element: str, scale: str, tile: str) -> Block:
-    rule = "floor" if number_format(scale).special == "scale" else "amax"
-    return Block(f"{element}_{scale}_{tile}", element, scale, int(tile[1:]) if tile[0] == "t" and tile[1:].isdigit() else tile,
-                 rule, recipe="ocp" if rule == "floor" else "exact", ref="by rule (BLOCK-2)")
+    rule, recipe = ("floor", "ocp") if number_format(scale).special == "scale" else ("amax", "exact")
+    name, size = f"{element}_{scale}_{tile}", tile if tile in ("channel", "tensor") else int(tile[1:])
+    return Block(name, element, scale, size, rule, recipe=recipe, ref="by rule (BLOCK-2)")
 
 
 def registered(*rows: Block):
-    """Put data types into the table for the length of a `with` block. Raises InputError when a name is taken."""
+    """Put data types into the table for the length of a `with` block. Raises InputError if one is taken."""
     return registered_in(DATA_TYPES, rows)
