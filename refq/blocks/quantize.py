@@ -1,18 +1,19 @@
 """The quantiser: three stages for every data type, each a loop over cache-sized pieces.
 
 1. amax: the largest magnitude of every tile, from exponent and significand bits.
-2. scales: the scale rule turns amaxes into codes of the scale format (one value a tile, so float64 is affordable).
+2. scales: the scale rule turns amaxes into codes of the scale format (one a tile, so float64 is affordable).
 3. elements: every value divided by its tile's scale and rounded once into the element format.
 
-Division. A power-of-two scale is removed by an exact multiplication. A float scale divides in float64, and that
-decides every rounding exactly: a source of at most 46 significant bits and a product (rounding boundary x scale) of
-at most 45 differ by a multiple of 2^-47 of either or not at all, which float64's 2^-53 cannot lose. float64 sources
-are brought to 46 bits first by rounding to odd, which keeps their order against every such product. The boundaries
-of stochastic rounding have up to 33 bits more: it divides in integers. Spec: BLOCK-9.
+Division. A power-of-two scale is removed by an exact multiplication. A float scale divides in float64, which
+decides every rounding exactly: a source of at most 46 significant bits and a product (rounding boundary x
+scale) of at most 45 differ by a multiple of 2^-47 of either or not at all, which float64's 2^-53 cannot lose.
+float64 sources are brought to 46 bits first by rounding to odd, which keeps their order against every such
+product. The boundaries of stochastic rounding have up to 33 bits more: it divides in integers. Spec: BLOCK-9.
 """
 
 from dataclasses import dataclass
 from fractions import Fraction
+from math import prod
 
 import numpy as np
 
@@ -36,8 +37,9 @@ class Quantized:
     """A quantised array.
 
     codes: element codes, shape of the source, smallest unsigned dtype.
-    scales: scale codes, shape of the source with the axis entry replaced by the number of tiles (all ones for a
-    tensor scale), or None. tensor_scale: float32 of a two-level type, or None. dtype: the Block row. axis: as resolved.
+    scales: scale codes, or None; shape of the source with the axis entry replaced by the number of tiles, all
+    ones for a tensor scale. tensor_scale: float32 of a two-level type, or None.
+    dtype: the Block row. axis: counted from 0. recipe, rounding: what made it.
     """
 
     codes: np.ndarray
@@ -59,7 +61,7 @@ class Quantized:
 
     @property
     def bits_per_value(self) -> Fraction:
-        """All stored bits, ragged tiles and tensor scale included, over the number of values (Spec: BLOCK-12)."""
+        """All stored bits, ragged tiles and tensor scale included, over the number of values (BLOCK-12)."""
         bits = self.codes.size * self.dtype.element_row.width
         if self.scales is not None:
             bits += 8 * self.scales.nbytes + (0 if self.tensor_scale is None else 32)
@@ -71,10 +73,11 @@ def quantize(x, dtype, axis=-1, rounding="rne", recipe=None, random_bits=None, r
     """Quantise an array to a data type.
 
     x: float64, float32, float16, bfloat16 or integer array of any shape and layout (integers up to 2^53).
-    dtype: a data type's name or row. axis: the axis tiles run along. rounding: of the elements, a key of ROUNDINGS
-    (scales always round to nearest even). recipe: a key of RECIPES, by default the data type's own.
+    dtype: a data type's name or row. axis: the axis tiles run along.
+    rounding: of the elements, a key of ROUNDINGS (scales always round to nearest even).
+    recipe: a key of RECIPES, by default the data type's own.
     random_bits, random_width: for stochastic roundings, as in `encode`, shape of x.
-    tensor_scale: a positive float32 to use as the second scale of a two-level type, instead of computing it from x.
+    tensor_scale: a positive float32 to use as the second scale of a two-level type; else x gives one.
     Elements and scales saturate. Raises InputError for bad names, axes and operands.
     Spec: BLOCK-1 to BLOCK-10, BLOCK-13.
     """
@@ -92,33 +95,34 @@ def quantize(x, dtype, axis=-1, rounding="rne", recipe=None, random_bits=None, r
     draws = codec.random_operand(rounding_rule(rounding), random_bits, random_width, x.shape)
     draws = None if draws is None else tiles.cut(draws.reshape(x.shape))
     codes = _elements(flat, divisor, block, rounding, draws, random_width)
-    return Quantized(tiles.join(codes), tiles.scales(scales), block, x.shape, axis, recipe, rounding, tensor_scale)
+    codes, scales = tiles.join(codes), tiles.join_scales(scales)
+    return Quantized(codes, scales, block, x.shape, axis, recipe, rounding, tensor_scale)
 
 
 def dequantize(quantized: Quantized, dtype=np.float32) -> np.ndarray:
-    """The values of a Quantized, each exact product element x scale (x tensor scale) rounded once (Spec: BLOCK-11).
+    """The values of a Quantized, each exact product element x scale (x tensor scale) rounded once.
 
-    Raises InputError for a dtype other than float64, float32 and float16.
+    Raises InputError for a dtype other than float64, float32 and float16. Spec: BLOCK-11.
     """
-    q, dtype = quantized, codec.float_dtype(dtype)
+    q, row, dtype = quantized, quantized.dtype.element_row, codec.float_dtype(dtype)
     if q.scales is None:
-        return _unscaled_values(q.codes, q.dtype.element_row, dtype)
-    # The product of two float32 values rounds once in float32; everything else is exact in float64 and rounds at the end.
-    single = dtype == np.float32 and q.tensor_scale is None and q.dtype.element_row.precision <= 24
+        return _unscaled_values(q.codes, row, dtype)
+    # The product of two float32 values rounds once in float32; float64 holds any other, rounded at the end.
+    single = dtype == np.float32 and q.tensor_scale is None
     working = np.dtype(np.float32 if single else np.float64)
     scales = codec.decode(q.scales, q.dtype.scale_row, working)
     if q.tensor_scale is not None:
         scales = scales * np.float64(q.tensor_scale)
     tiles = _Tiles.of(q.shape, q.dtype, q.axis)
     codes, scales = tiles.cut(q.codes), tiles.cut_scales(scales)
-    values = np.empty(codes.shape, dtype)
-    run, scratch = codec.decoder(q.dtype.element_row, working, codes.size), np.empty(min(codes.size, CHUNK), working)
+    values, scratch = np.empty(codes.shape, dtype), np.empty(min(codes.size, CHUNK), working)
+    run = codec.decoder(row, working, codes.size)
     with np.errstate(over="ignore", invalid="ignore", under="ignore"):
         for rows, columns in _pieces(codes):
-            part = codes[rows, columns]
+            part, out = codes[rows, columns], values[rows, columns]
             room = scratch[: part.size]
             run(part.reshape(-1), room)
-            np.multiply(room.reshape(part.shape), scales[rows, None], out=values[rows, columns], casting="same_kind")
+            np.multiply(room.reshape(part.shape), scales[rows, None], out=out, casting="same_kind")
     return tiles.join(values)
 
 
@@ -128,21 +132,23 @@ def _unscaled_values(codes, row, dtype):
     return codec.convert(codes, row, codec.source_row(dtype), "rne", "nonsat").view(dtype)
 
 
-def fake_quantize(x, dtype, axis=-1, rounding="rne", recipe=None, random_bits=None, random_width=None) -> np.ndarray:
-    """quantize then dequantize: float values on the data type's grid. float64 stays float64, all else gives float32."""
+def fake_quantize(x, dtype, axis=-1, rounding="rne", recipe=None, random_bits=None,
+                  random_width=None) -> np.ndarray:
+    """quantize then dequantize: values on the data type's grid, float64 for float64, float32 for all else."""
     q = quantize(x, dtype, axis, rounding, recipe, random_bits, random_width)
     return q.dequantize(np.float64 if np.asarray(x).dtype == np.float64 else np.float32)
 
 
-# ---------------------------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------------------------------------
 # arguments and shapes
 
 def _recipe(block: Block, recipe: str | None) -> str:
     name = recipe or block.recipe
     if name not in RECIPES:
         raise InputError(f"recipe {name!r} is not known; allowed are {', '.join(RECIPES)}")
-    if block.rule not in (RECIPES[name][0], "none"):
-        raise InputError(f"recipe {name!r} is for scale rule {RECIPES[name][0]}, but {block.name} has rule {block.rule}")
+    rule, _ = RECIPES[name]
+    if block.rule not in (rule, "none"):
+        raise InputError(f"recipe {name!r} is for scale rule {rule}, but {block.name} has rule {block.rule}")
     return name
 
 
@@ -151,7 +157,8 @@ def _given_tensor_scale(block: Block, tensor_scale) -> np.float32 | None:
         return None
     if not block.outer:
         raise InputError(f"{block.name} has no tensor scale, so none can be given")
-    real = isinstance(tensor_scale, (float, np.floating, int, np.integer)) and not isinstance(tensor_scale, bool)
+    numeric = isinstance(tensor_scale, (float, np.floating, int, np.integer))
+    real = numeric and not isinstance(tensor_scale, bool)
     largest = float(np.finfo(np.float32).max)
     if not real or not 0 < tensor_scale <= largest or float(np.float32(tensor_scale)) != float(tensor_scale):
         raise InputError(f"tensor_scale must be a positive finite float32 value, got {tensor_scale!r}")
@@ -183,10 +190,13 @@ def _working(x):
 
 @dataclass(frozen=True)
 class _Tiles:
-    """How an array falls into tiles: lines along the axis, cut into tiles, the last padded with zeros (BLOCK-1, BLOCK-8)."""
+    """How an array falls into tiles: lines along the axis, each cut into tiles, the last padded with zeros.
+
+    Spec: BLOCK-1, BLOCK-8.
+    """
 
     shape: tuple[int, ...]      # of the array
-    axis: int
+    axis: int                   # -1: one line, the whole array
     lines: int
     length: int                 # of a line
     size: int                   # of a tile
@@ -195,15 +205,15 @@ class _Tiles:
     @staticmethod
     def of(shape, block: Block, axis: int) -> "_Tiles":
         if block.tile == "tensor":
-            length = int(np.prod(shape))
+            length = prod(shape)
             return _Tiles(tuple(shape), -1, 1, length, max(length, 1), 1)
-        length, lines = shape[axis], int(np.prod(shape[:axis] + shape[axis + 1:]))
+        length, lines = shape[axis], prod(shape[:axis] + shape[axis + 1:])
         size = max(length, 1) if block.tile == "channel" else min(block.tile, max(length, 1))
         return _Tiles(tuple(shape), axis, lines, length, size, -(-length // size))
 
     def cut(self, array):
         """(tiles, size), C-contiguous: a view where the array already lies so."""
-        lines = (array if self.axis < 0 else np.moveaxis(array, self.axis, -1)).reshape(self.lines, self.length)
+        lines = self._axis_last(array).reshape(self.lines, self.length)
         if self.length != self.count * self.size:
             padded = np.zeros((self.lines, self.count * self.size), array.dtype)
             padded[:, : self.length] = lines
@@ -212,21 +222,25 @@ class _Tiles:
 
     def join(self, tiles):
         """Back from (tiles, size) to the array's shape."""
-        if self.axis < 0:
-            return tiles.reshape(-1)[: self.length].reshape(self.shape)
         lines = tiles.reshape(self.lines, self.count * self.size)[:, : self.length]
-        others = self.shape[: self.axis] + self.shape[self.axis + 1:]
-        return np.ascontiguousarray(np.moveaxis(lines.reshape(*others, self.length), -1, self.axis))
-
-    def scales(self, flat):
-        """Scales, one a tile, in their public shape."""
-        if self.axis < 0:
-            return flat.reshape((1,) * len(self.shape))
-        others = self.shape[: self.axis] + self.shape[self.axis + 1:]
-        return np.ascontiguousarray(np.moveaxis(flat.reshape(*others, self.count), -1, self.axis))
+        return lines.reshape(self.shape) if self.axis < 0 else self._axis_back(lines)
 
     def cut_scales(self, scales):
-        return (scales if self.axis < 0 else np.moveaxis(scales, self.axis, -1)).reshape(-1)
+        """(tiles,)"""
+        return self._axis_last(scales).reshape(-1)
+
+    def join_scales(self, scales):
+        """Back from (tiles,) to the shape of a Quantized's scales."""
+        if self.axis < 0:
+            return scales.reshape((1,) * len(self.shape))
+        return self._axis_back(scales.reshape(self.lines, self.count))
+
+    def _axis_last(self, array):
+        return array if self.axis < 0 else np.moveaxis(array, self.axis, -1)
+
+    def _axis_back(self, lines):
+        others = self.shape[: self.axis] + self.shape[self.axis + 1:]
+        return np.ascontiguousarray(np.moveaxis(lines.reshape(*others, lines.shape[1]), -1, self.axis))
 
 
 def _slabs(tiles):
@@ -235,11 +249,11 @@ def _slabs(tiles):
     return (slice(start, start + rows) for start in range(0, tiles.shape[0], rows))
 
 
-# ---------------------------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------------------------------------
 # stage 1
 
 def _amax(tiles):
-    """Largest magnitude of each tile as a float; NaN or infinity wherever the tile has one (their bits are the largest)."""
+    """Largest magnitude of each tile as a float; a NaN or infinity wins, as its bits are the largest."""
     kind = np.dtype(f"u{tiles.itemsize}").type
     words, size = tiles.view(kind), tiles.shape[1]
     amax = np.zeros(len(tiles), kind)
@@ -252,8 +266,9 @@ def _amax(tiles):
     return amax.view(tiles.dtype)
 
 
-# ---------------------------------------------------------------------------------------------------------------
-# stage 2: amax -> scale codes, divisor of each tile (0 for zero tiles, NaN for tiles that decode to NaN), tensor scale
+# ------------------------------------------------------------------------------------------------------------
+# stage 2: amax -> (scale codes, divisors, tensor scale). The divisor is what the scale decodes to, times the
+# tensor scale: NaN for a tile with NaN or infinity, 0 for a zero tile under rule amax.
 
 def _floor_scales(amax, block: Block, _):
     """Spec: BLOCK-3, BLOCK-5, BLOCK-6, BLOCK-7."""
@@ -262,7 +277,8 @@ def _floor_scales(amax, block: Block, _):
     exponent = np.clip(np.where(amax == 0, row.layout.qmin, exponent), row.layout.qmin, row.emax)
     finite = np.isfinite(amax)
     codes = np.where(finite, exponent - row.layout.qmin, row.layout.nan).astype(codec.code_dtype(row))
-    return codes, np.where(finite, np.ldexp(np.ones((), amax.dtype), exponent), np.nan).astype(amax.dtype), None
+    powers = np.ldexp(np.ones((), amax.dtype), exponent)
+    return codes, np.where(finite, powers, np.nan).astype(amax.dtype), None
 
 
 def _amax_scales(amax, block: Block, tensor_scale):
@@ -273,7 +289,8 @@ def _amax_scales(amax, block: Block, tensor_scale):
     if block.outer and tensor_scale is None:
         overall = amax[finite].max(initial=0.0)
         ratio = np.array([overall / (largest * float(row.max))])
-        tensor_scale = _nearest_positive(ratio, overall > 0, number_format(block.outer))[1][0] if overall else 1.0
+        fitted = _nearest_positive(ratio, True, number_format(block.outer))[1][0]
+        tensor_scale = fitted if overall else 1.0
     outer = 1.0 if tensor_scale is None else float(tensor_scale)
     tensor_scale = None if tensor_scale is None else np.float32(outer)
     codes, values = _nearest_positive(np.where(finite, amax, np.nan) / (largest * outer), amax > 0, row)
@@ -281,7 +298,7 @@ def _amax_scales(amax, block: Block, tensor_scale):
 
 
 def _nearest_positive(quotients, positive, row):
-    """Codes and values of quotients rounded to nearest even; where `positive` says so, zero is too small (BLOCK-9)."""
+    """Codes and values of quotients rounded to nearest even; no zero where `positive` says so (BLOCK-9)."""
     codes = codec.encode(quotients, row, "rne", OVERFLOW)
     codes = np.where(positive & (codes == 0), 1, codes).astype(codes.dtype)
     return codes, codec.decode(codes, row, np.float64)
@@ -290,11 +307,11 @@ def _nearest_positive(quotients, positive, row):
 _SCALES = {"floor": _floor_scales, "amax": _amax_scales}
 
 
-# ---------------------------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------------------------------------
 # stage 3
 
 def _elements(tiles, divisor, block: Block, rounding, draws, random_width):
-    """Element codes of value / divisor. Zero tiles divide by one; tiles that decode to NaN get the code of zero (BLOCK-6)."""
+    """Codes of value / divisor. Zero tiles divide by one; tiles that decode to NaN get zeros (BLOCK-6)."""
     row, rule = block.element_row, rounding_rule(rounding)
     broken = np.isnan(divisor)
     divisor = np.where((divisor == 0) | broken, 1, divisor)
@@ -302,17 +319,18 @@ def _elements(tiles, divisor, block: Block, rounding, draws, random_width):
     working = np.dtype(np.float64)
     if block.rule == "floor":
         quotients, divisor = _by_power, (1 / divisor).astype(tiles.dtype)       # a power of two: exact
-        working = tiles.dtype if row.layout.qmin > -100 else working    # no tie may drown in float32's last place
+        if row.layout.qmin > -100:                      # else ties would drown in float32's subnormals
+            working = tiles.dtype
     else:
         quotients = _by_long_division if rule.stochastic else _by_division
     run = codec.encoder(codec.source_row(working), row, rounding, OVERFLOW, tiles.size, random_width)
-    scratch = np.empty(min(tiles.size, CHUNK), working)
+    scratch, tiniest = np.empty(min(tiles.size, CHUNK), working), np.finfo(working).smallest_subnormal
     with np.errstate(over="ignore", under="ignore", invalid="ignore"):
         for rows, columns in _pieces(tiles):
             part = tiles[rows, columns]
             y = quotients(part, divisor[rows, None], scratch[: part.size].reshape(part.shape))
-            if rule.name in ("rup", "rdn", "rto"):      # a quotient below the smallest float is still not zero
-                np.copyto(y, np.copysign(np.finfo(working).smallest_subnormal, part), where=(y == 0) & (part != 0))
+            if rule.name in ("rup", "rdn", "rto"):      # what underflows is still not zero
+                np.copyto(y, np.copysign(tiniest, part), where=(y == 0) & (part != 0))
             bits = None if draws is None else draws[rows, columns].reshape(-1)
             run(y.reshape(-1).view(f"u{working.itemsize}"), codes[rows, columns].reshape(-1), bits)
     codes[broken] = row.layout.code(False, row.layout.first)
@@ -335,21 +353,25 @@ def _by_division(part, divisor, room):
 
 
 def _by_long_division(part, divisor, room):
-    """Quotients rounded to odd at 52 or 53 significant bits: enough for 32 random bits below any element format."""
+    """Quotients rounded to odd at 52 or 53 significant bits: enough for 32 random bits below any element."""
     fraction, exponent = np.frexp(part.astype(np.float64))
-    below, power = np.frexp(divisor)
+    scale, power = np.frexp(divisor)
     dividend = np.ldexp(np.abs(fraction), 63).astype(np.uint64)         # 53 bits at the top of 63
-    below = np.ldexp(below, 32).astype(np.uint64)                       # scales have at most 32 bits (blocks/rows.py)
-    high, rest = np.divmod(dividend, below)
-    low, rest = np.divmod(rest << np.uint64(31), below)
+    scale = np.ldexp(scale, 32).astype(np.uint64)                       # at most 32 bits (blocks/rows.py)
+    high, rest = np.divmod(dividend, scale)
+    low, rest = np.divmod(rest << np.uint64(31), scale)
     quotient = high << np.uint64(31) | low | (rest != 0)                # 62 or 63 bits, the last one sticky
-    mask = np.uint64((1 << 10) - 1)
-    quotient = (quotient | ((quotient & mask) + mask)) & ~mask
-    return np.copysign(np.ldexp(quotient.astype(np.float64), exponent - power - 62), part, out=room)
+    quotient = _sticky(quotient, 10).astype(np.float64)
+    return np.copysign(np.ldexp(quotient, exponent - power - 62), part, out=room)
 
 
 def _to_odd(values):
     """float64 rounded to odd at 46 significant bits; infinities and NaN stay what they are."""
-    words, mask = values.view(np.uint64), np.uint64((1 << 7) - 1)
-    kept = (words | ((words & mask) + mask)) & ~mask
-    return np.where(np.isnan(values), values, kept.view(np.float64))
+    kept = _sticky(values.view(np.uint64), 7).view(np.float64)
+    return np.where(np.isnan(values), values, kept)
+
+
+def _sticky(words, count: int):
+    """uint64 without their `count` low bits, which are or-ed into the last bit that stays."""
+    low = np.uint64((1 << count) - 1)
+    return (words | ((words & low) + low)) & ~low
