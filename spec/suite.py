@@ -17,8 +17,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from spec.oracle import blocks
-from spec.oracle.scalar import decode, encode
+from spec.oracle import blocks, listed, scalar
 
 VECTORS = Path(__file__).resolve().parent.parent / "vectors"
 LONG = {"f64": "binary64", "f32": "binary32", "f16": "binary16", "bf16": "bfloat16"}
@@ -41,7 +40,8 @@ class Tables:
     def __init__(self, path):
         data = json.loads(path.read_text())
         self.overflows, self.blocks = data["overflows"], data["data_types"]
-        self.formats = {name: row for row in data["formats"].values() for name in (*row["aka"], row["name"])}
+        self.formats = {name: row for key in ("formats", "listed")
+                        for row in data[key].values() for name in (*row["aka"], row["name"])}
 
     def format(self, token):
         """The format a name in a set stands for."""
@@ -123,6 +123,27 @@ def _rounding(facts):
     """(name, N): stochastic roundings are followed by their number of random bits."""
     name, width = re.fullmatch(r"(sr[abc])([1-9]\d*)|(.+)", facts["round"]).group(1, 2)
     return (name, int(width)) if name else (facts["round"], None)
+
+
+def decode(code, fmt):
+    """The scalar.Value of a code of any format of the tables."""
+    if fmt["kind"] in ("float", "int"):
+        return scalar.decode(code, fmt)
+    value = listed.decode(code, fmt)
+    if isinstance(value, listed.Power):
+        raise Bad(f"{fmt['name']} {code:x} is irrational")
+    if isinstance(value, str):
+        return scalar.Value(value.removeprefix("-"), value.startswith("-"))
+    return scalar.Value(scalar.NUMBER, value < 0 or listed.is_minus_zero(code, fmt), abs(value))
+
+
+def encode(value, fmt, rounding, rule, overflows=None, random=None):
+    """The code of a scalar.Value in any format of the tables."""
+    if fmt["kind"] in ("float", "int"):
+        return scalar.encode(value, fmt, rounding, rule, overflows, random)
+    sign = -1 if value.negative else 1
+    x = sign * value.magnitude if value.kind == scalar.NUMBER else "-" * (sign < 0 and value.kind != "nan") + value.kind
+    return listed.encode(x, fmt, rounding, nonsat=rule["above"][0] != "max")
 
 
 def _cast(this, operands, tables):

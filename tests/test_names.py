@@ -10,7 +10,7 @@ import pytest
 import refq
 from refq.errors import InputError
 from refq.formats.names import AMBIGUOUS, aliases
-from refq.formats.rows import FORMATS, Float, Int, p3109
+from refq.formats.rows import FORMATS, LISTED, Float, Int, p3109
 
 # row: spellings of ml_dtypes, ONNX, MLIR, torch, CUDA and the papers
 SPELLINGS = {
@@ -51,7 +51,8 @@ def test_a_row_is_its_own_name():
 
 
 def test_every_spelling_belongs_to_one_row():
-    listed = [spelling.lower() for row in FORMATS.values() for spelling in (row.name, *row.aka)]
+    listed = [spelling.lower() for row in (*FORMATS.values(), *LISTED.values())
+              for spelling in (row.name, *row.aka)]
     assert len(listed) == len(set(listed)), "two rows share a spelling"
     assert set(aliases()) == set(listed) and not set(listed) & set(AMBIGUOUS)
     for row in FORMATS.values():
@@ -148,7 +149,7 @@ def test_ambiguous_names_are_refused_with_candidates(name, candidates):
 def test_every_listed_ambiguity_offers_rows():
     for name, candidates in AMBIGUOUS.items():
         rows = [refq.number_format(candidate) for candidate in candidates]
-        assert len({row.name for row in rows}) == len(rows) and len({row.layout for row in rows}) >= 2, name
+        assert len({row.name for row in rows}) == len(rows) and len({row if row.is_listed else row.layout for row in rows}) >= 2, name
         with pytest.raises(InputError, match="is ambiguous"):
             refq.number_format(name)
 

@@ -59,6 +59,9 @@ class Block:
 
     def _check_scaled(self, element: Row, scale: Row):
         """What the arithmetic of quantize.py needs to be exact."""
+        if element.is_listed or scale.is_listed:
+            raise InputError(f"{self.name}: {(element if element.is_listed else scale).name} is a listed format "
+                             "(LIST-1), which no scale rule here takes")
         floor, amax = self.rule == "floor", self.rule == "amax"
         width = element.precision + scale.precision + (24 if self.outer else 0)
         for wrong, words in (

@@ -5,6 +5,7 @@ Everything here is exact (fractions), and nothing decides a verdict. Spec: CHECK
 
 from fractions import Fraction
 
+from refq.formats.listed import key, meaning
 from refq.formats.policies import rounding_rule
 from refq.formats.show import show_cast
 from refq.formats.values import INF, NAN, NEG_INF, exact, split
@@ -84,6 +85,8 @@ def _decode_why(row, code: int) -> tuple[str, list[str]]:
         return f"{code:#x} is a NaN code; decoding gives the canonical NaN", ["VAL-3", "VAL-7"]
     if isinstance(value, str):
         return f"{code:#x} is the code of {value}", ["VAL-3"]
+    if row.is_listed:
+        return f"{code:#x} is listed as {decimal(value)}", [row.clause]
     negative, index = split(row.layout, code >> row.layout.pad)
     if not row.is_float:
         return f"integer {decimal(value * 2 ** row.frac)} in units of 2^-{row.frac}", ["VAL-4"]
@@ -101,7 +104,7 @@ def difference(row, got: int | None, want: int) -> str:
         return "has unknown bits"
     if got >= 1 << row.width:
         return "is not a code of the format"
-    a, b = exact(row, got), exact(row, want)
+    a, b = (value if isinstance(value, str) else key(value) for value in (meaning(row, got), meaning(row, want)))
     if isinstance(a, str) or isinstance(b, str):
         if a == b:
             return f"is another {a} code"
@@ -112,13 +115,26 @@ def difference(row, got: int | None, want: int) -> str:
         return "has the wrong sign"
     if a == 0:
         return "is zero"
-    steps = split(row.layout, got >> row.layout.pad)[1] - split(row.layout, want >> row.layout.pad)[1]
+    steps = _rank(row, got) - _rank(row, want)
     if a * b < 0:
         return "has the wrong sign and magnitude"
     if not steps:
         return "is wrong"
     plural, side = "s" * (abs(steps) > 1), "large" if steps > 0 else "small"
     return f"is {abs(steps)} value{plural} too {side} in magnitude"
+
+
+def _rank(row, code: int) -> int:
+    """Place of a finite code among the magnitudes of its sign."""
+    if not row.is_listed:
+        return split(row.layout, code >> row.layout.pad)[1]
+    return sum(0 < abs(key(value)) <= abs(key(row.meanings[code])) for value, _ in row.ascending)
+
+
+def _minus_zero(row, code: int) -> bool:
+    if row.is_listed:
+        return code == row.minus_zero
+    return exact(row, code) == 0 and split(row.layout, code >> row.layout.pad)[0]
 
 
 # ------------------------------------------------------------------------------------------------------------
@@ -205,10 +221,10 @@ def value_text(row, code: int | None) -> str:
         return "unknown bits"
     if code >= 1 << row.width:
         return "no code"
-    value = exact(row, code)
+    value = meaning(row, code)
     if isinstance(value, str):
         return {NAN: "NaN", INF: "Inf", NEG_INF: "-Inf"}[value]
-    return "-0" if value == 0 and split(row.layout, code >> row.layout.pad)[0] else decimal(value)
+    return "-0" if _minus_zero(row, code) else decimal(value) if isinstance(value, Fraction) else str(value)
 
 
 def decimal(value: Fraction, digits: int = 12) -> str:
@@ -237,7 +253,7 @@ def _code(text: str) -> int | None:
 def _show(source, code: int, target, name, random: str) -> str:
     """The command that explains the wanted result; a negative number stands behind `--`."""
     value = exact(source, code)
-    negative, _ = split(source.layout, code >> source.layout.pad)
+    negative = _minus_zero(source, code)
     number = value if isinstance(value, str) else hex_float(value, negative)
     rounding, width = name.rounding
     options = [("--source", source.name, "binary32"), ("--round", rounding, "rne"),

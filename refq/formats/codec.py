@@ -3,8 +3,9 @@
 import numpy as np
 
 from refq.errors import InputError
+from refq.formats import listed
 from refq.formats.definition import CHUNK, chunks, code_dtype, convert_words, values_of
-from refq.formats.fast import pair_table, plan, value_table
+from refq.formats.fast import STEP, pair_table, plan, value_table
 from refq.formats.names import number_format
 from refq.formats.policies import overflow_rule, rounding_rule
 from refq.formats.rows import Int, Row
@@ -72,17 +73,17 @@ def encoder(source: Row, target: Row, rounding="rne", overflow="sat", size=1 << 
     """
     rule, limits = rounding_rule(rounding), overflow_rule(overflow, target.special)
     fast = plan(source, target, rounding, overflow) if size >= TABLE_FROM and not rule.stochastic else None
-    length = min(size, CHUNK)
     if fast is None:
         def run(words, room, random_bits=None):
             for part in chunks(words.size):
                 bits = None if random_bits is None else random_bits[part]
                 room[part] = convert_words(words[part], source, target, rule, limits, bits, random_width or 0)
     else:
-        word, index = np.empty(length, code_dtype(source)), np.empty(length, np.intp)
+        step = min(size, STEP)
+        word, index = np.empty(step, code_dtype(source)), np.empty(step, np.intp)
 
         def run(words, room, random_bits=None):
-            for part in chunks(words.size):
+            for part in chunks(words.size, STEP):
                 u = words[part]
                 fast.look_up(u, word[: u.size], index[: u.size], room[part])
     return run
@@ -97,10 +98,10 @@ def decoder(row: Row, dtype: np.dtype, size=1 << 62):
                 room[part] = values_of(row, codes[part], dtype)
         return run
     pairs = pair_table(row, dtype) if row.width <= 8 and size >= PAIRS_FROM else None
-    single, index = value_table(row, dtype), np.empty(min(size, CHUNK), np.intp)
+    single, index = value_table(row, dtype), np.empty(min(size, STEP), np.intp)
 
     def look_up(table, words, room):
-        for part in chunks(words.size):
+        for part in chunks(words.size, STEP):
             i = index[: words[part].size]
             i[...] = words[part]
             table.take(i, out=room[part], mode="clip")      # indices are in range; "clip" avoids a buffered copy
@@ -157,6 +158,8 @@ def float_dtype(dtype) -> np.dtype:
 
 def exact_in(row: Row, dtype) -> bool:
     """Whether every finite value of a format is a value of float64, float32 or float16 (Spec: VAL-7)."""
+    if row.is_listed:
+        return listed.holds(np.dtype(dtype), row)
     room = source_row(dtype)
     in_range = max(row.max, -row.lowest) <= room.max
     return in_range and row.precision <= room.precision and row.layout.qmin >= room.layout.qmin

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from refq.formats import listed
 from refq.formats.policies import STOPS, Remainder, rounding_rule
 from refq.formats.rows import Row
 from refq.formats.values import Layout, is_nan
@@ -19,9 +20,10 @@ def code_dtype(row: Row) -> np.dtype:
     return np.dtype(next(f"u{size}" for size in (1, 2, 4, 8) if row.width <= 8 * size))
 
 
-def chunks(size: int):
-    """Slices of at most CHUNK values; one empty slice for none."""
-    return (slice(start, min(start + CHUNK, size)) for start in range(0, size, CHUNK)) if size else (slice(0, 0),)
+def chunks(size: int, step: int = CHUNK):
+    """Slices of at most `step` values; one empty slice for none."""
+    starts = range(0, size, step) if size else (0,)
+    return (slice(start, min(start + step, size)) for start in starts)
 
 
 @dataclass(frozen=True)
@@ -39,6 +41,8 @@ class Parts:
 def convert_words(codes, source: Row, target: Row, rule, limits, random_bits=None, width=0):
     """Flat source codes to flat target codes, by the exact rules. Spec: ROUND-1 to ROUND-7, OVER-1 to OVER-8."""
     parts = take_apart(codes, source)
+    if target.is_listed:
+        return listed.round_codes(parts, target, rule, limits).astype(code_dtype(target))
     if limits.negative == ("magnitude",) and target.layout.sign == "none":
         parts = Parts(np.zeros_like(parts.negative), parts.m, parts.exponent, parts.nan, parts.inf, parts.trailing)
     index = round_index(parts, target, rule, random_bits, width)
@@ -54,6 +58,9 @@ def overflows(codes, source: Row, target: Row, rounding: str, random_bits=None, 
 
 
 def take_apart(codes, row: Row) -> Parts:
+    """Sign, significand and exponent of flat codes (Spec: VAL-2, LIST-1)."""
+    if row.is_listed:
+        return Parts(*listed.taken_apart(codes, row))
     """Flat codes as signs, significands and exponents, and which are NaN or infinite. Spec: VAL-1 to VAL-4."""
     layout = row.layout
     codes = codes.astype(np.uint64) >> _U64(layout.pad)
@@ -233,6 +240,8 @@ def _payload(parts: Parts, source: Row, target: Row):
 
 def values_of(row: Row, codes, dtype):
     """Exact values of flat codes; significands have at most 53 bits, so every step is exact."""
+    if row.is_listed:
+        return listed.value_list(row, np.dtype(dtype))[codes]
     parts = take_apart(codes, row)
     with np.errstate(over="ignore"):
         value = np.ldexp((parts.m >> _U64(11)).astype(np.float64), parts.exponent.astype(np.int32) - 52)

@@ -10,10 +10,12 @@ from functools import lru_cache
 
 import numpy as np
 
+from refq.formats import listed
 from refq.formats.definition import chunks, code_dtype, convert_words, values_of
 from refq.formats.policies import overflow_rule, rounding_rule
 from refq.formats.rows import Row
 
+STEP = 1 << 16              # elements per pass: few calls, and still within L2
 TABLE_LIMIT = 1 << 19       # entries of the largest table
 
 
@@ -85,8 +87,42 @@ class Plan:
         return u.dtype.type((1 << (8 * u.itemsize - 1)) - 1)
 
 
+@dataclass(frozen=True)
+class Steps:
+    """Conversion of IEEE-style words into a listed format: the code is the same from one start to the next."""
+
+    starts: np.ndarray              # source words, ascending: first all positive ones, then all negative ones
+    codes: np.ndarray
+
+    def look_up(self, u, t, i, room):
+        """One chunk; arguments as of Plan.look_up."""
+        self.codes.take(np.searchsorted(self.starts, u, side="right") - 1, out=room, mode="clip")
+
+
+def _steps(source: Row, target: Row, rounding: str, limits, define) -> Plan | Steps:
+    """The first source word of every code, from the format's boundaries; a plan where words of 16 bits tell them
+    apart: each start, or the word before it, is a multiple of two units of the last place kept."""
+    infinity, sign = source.layout.inf, 1 << (source.width - 1)
+    starts = set()
+    for negative, edges in enumerate(listed.starts(target, rounding, limits)):
+        words = {0, 1, infinity, infinity + 1, *(min(_first_word(source, *edge), infinity) for edge in edges)}
+        starts |= {word | negative * sign for word in words}
+    words = np.array(sorted(starts), code_dtype(source))
+    shift = source.width - 16
+    if (words % words.dtype.type(2 << shift) <= 1).all():
+        return Plan(define(np.arange(1 << 16).astype(words.dtype) << words.dtype.type(shift)), shift, define)
+    return Steps(words, define(words))
+
+
+def _first_word(source: Row, exponent: int, m: int) -> int:
+    """The least nonzero magnitude of an IEEE-style source that is not below m * 2^(exponent - 63)."""
+    layout = source.layout
+    quantum = max(exponent - layout.man, layout.qmin)
+    return (quantum - layout.qmin << layout.man) - (-m >> (63 - exponent + quantum)) or 1
+
+
 @lru_cache(maxsize=256)
-def plan(source: Row, target: Row, rounding: str, overflow: str) -> Plan | None:
+def plan(source: Row, target: Row, rounding: str, overflow: str) -> Plan | Steps | None:
     """The fast path for a deterministic conversion, or None where the definition itself must run."""
     rule, limits = rounding_rule(rounding), overflow_rule(overflow, target.special)
 
@@ -98,6 +134,8 @@ def plan(source: Row, target: Row, rounding: str, overflow: str) -> Plan | None:
         return Plan(define(np.arange(1 << bits, dtype=kind)), 0, define)
     if not source.is_float or source.special != "ieee" or source.layout.pad:
         return None
+    if target.is_listed:
+        return _steps(source, target, rounding, limits, define)
     # Round to odd is invisible to a later rounding when two more bits are kept than the target can use, in every
     # binade; below the source's normal range the kept quantum must still be a quarter of the target's.
     shift = min(source.layout.man - target.precision - 1, target.layout.qmin - 2 - source.layout.qmin)

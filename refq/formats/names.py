@@ -6,7 +6,8 @@ from functools import lru_cache
 
 from refq.errors import InputError
 from refq.formats import values
-from refq.formats.rows import FORMATS, Float, Int, Row, p3109
+from refq.formats.listed import LNS, Posit, Takum
+from refq.formats.rows import FORMATS, LISTED, Float, Int, Row, p3109
 
 # Spellings that mean two things in the field (Spec: VAL-8).
 AMBIGUOUS: dict[str, tuple[str, ...]] = {
@@ -17,6 +18,8 @@ AMBIGUOUS: dict[str, tuple[str, ...]] = {
     "float6": ("e2m3", "e3m2"),
     "binary8p3": ("binary8p3se", "binary8p3sf", "e5m2fnuz"),
     "binary8p4": ("binary8p4se", "binary8p4sf", "e4m3fnuz"),
+    "takum8": ("takum_log8", "takum_linear8"),       # libtakum's is logarithmic, Universal's linear
+    "takum16": ("takum_log16", "takum_linear16"),
     "e5m3": ("ue5m3", "e5m3fn"),
     **{f"tcast:binary8p{p}": (f"tcast:e{8 - p}m{p - 1}b{2 ** (7 - p)}inuz", f"tcast:e{8 - p}m{p - 1}b{2 ** (7 - p)}fnuz")
        for p in (3, 4, 5)},         # TensorCast's parser says the first, its predefined constants are the second
@@ -26,6 +29,9 @@ AMBIGUOUS: dict[str, tuple[str, ...]] = {
 _MINIFLOAT = re.compile(r"(u?)e(\d{1,4})m(\d{1,4})(?:b(\d{1,9}))?(ieee|fnuz|fn|finite|scale)?")
 _P3109 = re.compile(r"binary(\d{1,4})p(\d{1,4})([su])([ef])|p3109_k(\d{1,4})p(\d{1,4})([su])([ef])")
 _INTEGER = re.compile(r"(u?)int(\d{1,4})")
+_POSIT = re.compile(r"posit(\d{1,2})")
+_TAKUM = re.compile(r"takum_(linear|log)(\d{1,2})")
+_LNS = re.compile(r"lns(\d{1,2})f(\d{1,2})")
 _TENSORCAST = re.compile(r"tcast:(?:e(\d{1,4})m(\d{1,4})(?:b(\d{1,9}))?(fnuz|inuz|fn)?|(u?)int(\d{1,4}))")
 LARGEST_BIAS = 1 << 15      # of P3109's formats
 
@@ -56,7 +62,7 @@ def number_format(name) -> Row:
 
 def aliases() -> dict[str, Row]:
     """Every spelling of the rows of the table, in lower case."""
-    return _aliases(tuple(FORMATS.values()))
+    return _aliases((*FORMATS.values(), *LISTED.values()))
 
 
 @lru_cache(maxsize=8)
@@ -82,6 +88,12 @@ def _by_rule(key: str) -> Row | None:
         return p3109(int(k), int(p), sign == "s", {"e": "extended", "f": "finite"}[domain])
     if shape := _INTEGER.fullmatch(key):
         return _integer(int(shape[2]), signed=not shape[1])
+    if shape := _POSIT.fullmatch(key):
+        return Posit(key, int(shape[1]), ref="Posit Standard 2022")
+    if shape := _TAKUM.fullmatch(key):
+        return Takum(key, int(shape[2]), shape[1], ref="takums (LIST-5)")
+    if shape := _LNS.fullmatch(key):
+        return LNS(key, int(shape[1]), int(shape[2]), ref="by rule (LIST-7)")
     if shape := _TENSORCAST.fullmatch(key):
         return _tensorcast(key, *shape.groups())
     shape = _MINIFLOAT.fullmatch(key)

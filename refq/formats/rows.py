@@ -10,12 +10,14 @@ from fractions import Fraction
 from functools import cached_property
 
 from refq.errors import InputError
-from refq.formats import values
+from refq.formats import listed, values
 from refq.formats.values import Layout
 
 
 class _Derived:
     """Facts that follow from a row's layout (Spec: VAL-5): exact Fractions; None where there is none."""
+
+    is_listed = False
 
     @property
     def width(self) -> int:
@@ -185,7 +187,7 @@ class Int(_Derived):
         return values.int_layout(self)
 
 
-Row = Float | Int
+Row = Float | Int | listed.Listed
 
 
 def p3109(k: int, p: int, signed: bool = True, domain: str = "extended") -> Float:
@@ -247,6 +249,7 @@ _ROWS: list[Row] = [
 ]
 
 FORMATS: dict[str, Row] = {row.name: row for row in _ROWS}
+LISTED: dict[str, listed.Listed] = {row.name: row for row in listed.ROWS}       # values in code order, no fields
 
 
 @contextmanager
@@ -263,9 +266,12 @@ def registered_in(table: dict, rows) -> Iterator[None]:
             del table[row.name]
 
 
-def registered(*rows: Row):
+@contextmanager
+def registered(*rows: Row) -> Iterator[None]:
     """Put number formats into the table for the length of a `with` block; every part of refq then knows them.
 
     Raises InputError when a name is taken.
     """
-    return registered_in(FORMATS, rows)
+    with registered_in(FORMATS, [row for row in rows if not row.is_listed]), \
+            registered_in(LISTED, [row for row in rows if row.is_listed]):
+        yield

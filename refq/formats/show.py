@@ -87,7 +87,8 @@ def _show_listed(row: Row, code: int) -> list[tuple[str, str]]:
     lines = [("code", described(row, code)), ("bits", f"{code:0{row.width}b}"), ("kind", row.kind)]
     if isinstance(value, str):
         return lines
-    lines.append(("nearest float64" if isinstance(value, Irrational) else "hex float", float(key(value)).hex()))
+    if value:
+        lines.append(("nearest float64" if isinstance(value, Irrational) else "hex float", float(key(value)).hex()))
     below, above = _around(row, value)
     return [*lines,
             ("next below", "none: the least value" if below is None else described(row, below[1])),

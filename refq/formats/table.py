@@ -2,7 +2,8 @@
 
 from fractions import Fraction
 
-from refq.formats.rows import FORMATS, Row
+from refq.formats.listed import Irrational
+from refq.formats.rows import FORMATS, LISTED, Int, Row
 from refq.formats.show import hex_code, number
 from refq.formats.values import floor_log2
 
@@ -14,8 +15,10 @@ def facts(row: Row) -> tuple[str, ...]:
     """One line of the table, in the order of HEAD; everything derived (Spec: VAL-5)."""
     one = row.code_of_one
     widths = f"{row.exp}/{row.man}" if row.is_float else f"-/{row.bits - row.signed}"
-    bias = str(row.bias) if row.is_float else f"*2^-{row.frac}" if row.frac else ""
-    return (row.name, str(row.bits), f"{int(row.signed)}/{widths}", bias,
+    scaled = isinstance(row, Int) and row.frac
+    bias = str(row.bias) if row.is_float else f"*2^-{row.frac}" if scaled else ""
+    shape = row.kind if row.is_listed else f"{int(row.signed)}/{widths}"
+    return (row.name, str(row.bits), shape, bias,
             limit(row.max), limit(row.min_normal), limit(row.min_subnormal),
             "" if one is None else hex_code(row, one), _nan_codes(row), _inf_codes(row),
             "yes" if row.has_neg_zero else "no",
@@ -25,8 +28,8 @@ def facts(row: Row) -> tuple[str, ...]:
 def rows() -> list[tuple[str, ...]]:
     """The lines of every row of the table, except the many plain integers, which stand as one family each."""
     families: dict[str, list[Row]] = {}
-    for row in FORMATS.values():
-        plain_integer = not row.is_float and row.frac == 0
+    for row in (*FORMATS.values(), *LISTED.values()):
+        plain_integer = isinstance(row, Int) and row.frac == 0
         families.setdefault(row.name.rstrip("0123456789") if plain_integer else row.name, []).append(row)
     lines = []
     for name, members in families.items():
@@ -55,7 +58,8 @@ def columns(lines, right=()) -> str:
 
 def as_dicts() -> list[dict]:
     """Every row of the table with its derived facts, for JSON."""
-    return [dict(zip(HEAD, facts(row))) | {"aka": list(row.aka)} for row in FORMATS.values()]
+    return [dict(zip(HEAD, facts(row))) | {"aka": list(row.aka)}
+            for row in (*FORMATS.values(), *LISTED.values())]
 
 
 def _family(name: str, members: list[Row]) -> tuple[str, ...]:
@@ -72,6 +76,8 @@ def limit(value: Fraction | None) -> str:
     if value is None:
         return ""
     text = number(value)
+    if isinstance(value, Irrational):
+        return text
     power = value.numerator == 1 and value < Fraction(1, 4)
     return _power(value) if power or len(text) > 12 or " " in text else text
 
@@ -89,6 +95,8 @@ def _power(value: Fraction) -> str:
 
 def _nan_codes(row: Row) -> str:
     """One code, two (of either sign) or a range."""
+    if row.is_listed:
+        return ", ".join(hex_code(row, code) for code in row.nan_codes) or "none"
     layout = row.layout
     if layout.nan is None:
         return "none"

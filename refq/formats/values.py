@@ -140,6 +140,8 @@ def exact(row, code: int) -> Fraction | str:
 
     Raises InputError for a code outside 0 to 2^width - 1. Spec: VAL-2, VAL-3, VAL-4.
     """
+    if row.is_listed:
+        return row.value_of(code)
     check_code(row, code)
     layout = row.layout
     code >>= layout.pad

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from refq.errors import InputError
+from refq.formats.listed import boundaries, key
 from refq.vectors.vec import code_dtype, short_name
 
 Magnitude = tuple[int, int]      # significand, exponent
@@ -24,8 +25,8 @@ def codes(row) -> np.ndarray:
 def values(source, target) -> np.ndarray:
     """Every value of the target that the source has, both signs, ±0, infinities, a NaN (Spec: VEC-8)."""
     layout, taken = source.layout, {0, source.layout.inf, source.layout.nan}
-    for index in range(target.layout.first, target.layout.top_index + 1):
-        place, exact = floor_index(source, target.layout.magnitude(index))
+    for point in magnitudes(target):
+        place, exact = floor_index(source, point)
         taken |= {place} if exact and place <= layout.max_index else set()
     return _both_signs(source, taken)
 
@@ -51,6 +52,8 @@ def boundary(source, target) -> np.ndarray:
 def special(source, target) -> np.ndarray:
     """Special operands and the ends of the target's range: what tells overflow rules apart (VEC-10)."""
     _check_source(source)
+    if target.is_listed:
+        return boundary(source, target)
     layout = target.layout
     taken = set(_specials(source))
     for index in {layout.first, 1, 1 << layout.man, layout.max_index - 1, layout.max_index, layout.top_index,
@@ -92,9 +95,27 @@ def stochastic(source, target, width: int) -> tuple[np.ndarray, np.ndarray]:
 
 def points(target) -> Iterator[Magnitude]:
     """Magnitudes where a rounding of the target can change: values and midpoints, also past the end."""
+    if target.is_listed:
+        yield from magnitudes(target)
+        yield from (_dyadic(edge) for negative in (False, True) for edge in boundaries(target, negative=negative))
+        return
     for index in range(target.layout.top_index + 2):
         yield target.layout.magnitude(index)
         yield midpoint(target.layout, index)
+
+
+def magnitudes(row) -> Iterator[Magnitude]:
+    """The magnitude of every finite value, from the smallest code up; of an irrational one 64 bits and a half."""
+    if row.is_listed:
+        yield from (_dyadic(value) for value, _ in row.ascending)
+    else:
+        yield from (row.layout.magnitude(index) for index in range(row.layout.first, row.layout.top_index + 1))
+
+
+def _dyadic(value) -> Magnitude:
+    value = abs(key(value))
+    drop = (value.numerator & -value.numerator).bit_length() - 1 if value else 0
+    return value.numerator >> drop, drop - (value.denominator.bit_length() - 1)
 
 
 def midpoint(layout, index: int) -> Magnitude:
@@ -137,6 +158,8 @@ def _grid(source) -> Iterator[int]:
 
 def _single_bits(source, target) -> Iterator[int]:
     """The smallest, a middle and the largest value, and the midpoints above them, plus one lower bit."""
+    if target.is_listed:
+        return
     layout = target.layout
     middle = target.code_of_one or 1 << layout.man if target.is_float else layout.max_index // 2
     for index in {1, min(max(layout.first, middle), layout.max_index), layout.max_index}:
@@ -188,15 +211,32 @@ def nan_words(source) -> list[int]:
 
 def holds(wide, row) -> bool:
     """Whether every finite value of a format of at most 16 bits is a value of an IEEE-style wider one."""
-    places = (floor_index(wide, row.layout.magnitude(index)) for index in range(row.layout.top_index + 1))
+    if row.is_listed and not row.exact:
+        return False
+    places = (floor_index(wide, point) for point in magnitudes(row))
     return all(exact and index <= wide.layout.max_index for index, exact in places)
 
 
 def landmarks(source, target) -> dict[int, str]:
     """Source code -> note, for the operands of a cast worth a word; either sign."""
-    layout, goal = source.layout, target.layout
+    layout = source.layout
     marks = {0: "zero", layout.inf: "infinity", layout.nan: "quiet NaN", layout.inf + 1: "signalling NaN",
              1: "smallest source subnormal", layout.max_index: "largest source value"}
+    for point, note in _sites(target):
+        index, exact = floor_index(source, point)
+        if exact and index <= layout.max_index:
+            marks[index] = note
+    sign = 1 << (layout.bits - 1)
+    marks |= {code | sign: ("minus " if code in (0, layout.inf) else "negative ") + note
+              for code, note in marks.items()}
+    return {code << layout.pad: note for code, note in marks.items()}
+
+
+def _sites(target) -> list[tuple[Magnitude, str]]:
+    """Points of a target's range that are worth a word."""
+    if target.is_listed:
+        return [(_dyadic(target.max), "largest value"), (_dyadic(target.min_positive), "smallest value")]
+    goal = target.layout
     sites = [(goal.magnitude(goal.max_index + 1), "first value past the end"),
              (midpoint(goal, goal.max_index), "tie at the overflow boundary"),
              (goal.magnitude(goal.max_index), "largest value"),
@@ -207,18 +247,13 @@ def landmarks(source, target) -> dict[int, str]:
                   (midpoint(goal, (1 << goal.man) - 1), "tie below the smallest normal"),
                   (goal.magnitude(1), "smallest subnormal"),
                   (midpoint(goal, 0), "tie below the smallest subnormal")]
-    for point, note in sites:
-        index, exact = floor_index(source, point)
-        if exact and index <= layout.max_index:
-            marks[index] = note
-    sign = 1 << (layout.bits - 1)
-    marks |= {code | sign: ("minus " if code in (0, layout.inf) else "negative ") + note
-              for code, note in marks.items()}
-    return {code << layout.pad: note for code, note in marks.items()}
+    return sites
 
 
 def code_landmarks(row) -> dict[int, str]:
     """Code -> note for a decode set: ends of the ranges, specials, 1."""
+    if row.is_listed:
+        return _listed_landmarks(row)
     layout, pad = row.layout, row.layout.pad
     marks = {code: "NaN" for code in row.nan_codes} | {code: "infinity" for code in row.inf_codes}
     for negative in (False, True)[: 2 if layout.sign != "none" else 1]:
@@ -235,3 +270,11 @@ def code_landmarks(row) -> dict[int, str]:
     if row.code_of_one is not None:
         marks.setdefault(row.code_of_one, "1")
     return marks
+
+
+def _listed_landmarks(row) -> dict[int, str]:
+    least, largest = row.ascending[0], row.ascending[-1]
+    marks = {code: "NaN" for code in row.nan_codes} | {code: "infinity" for code in row.inf_codes}
+    marks |= {least[1]: "least", largest[1]: "largest", row.zero: "zero"}
+    marks |= {row.minus_zero: "minus zero"} if row.has_neg_zero else {}
+    return {row.code_of_one: "1"} | marks if row.code_of_one is not None else marks

@@ -7,8 +7,9 @@ import json
 from dataclasses import asdict
 
 from refq.blocks.rows import DATA_TYPES
+from refq.formats.listed import Irrational
 from refq.formats.policies import OVERFLOWS, ROUNDINGS
-from refq.formats.rows import FORMATS
+from refq.formats.rows import FORMATS, LISTED
 from refq.vectors import sets
 from refq.vectors.vec import LICENCE, SHORT, VectorSet, digest
 
@@ -33,6 +34,7 @@ def formats() -> str:
     """The text of formats.json: number formats, roundings, overflow rules and data types as plain data."""
     return _text({
         "formats": {row.name: _row(row) for row in FORMATS.values()},
+        "listed": {row.name: _row(row) for row in LISTED.values()},
         "roundings": {rule.name: {"words": rule.words, "clause": rule.clause, "stochastic": rule.stochastic}
                       for rule in ROUNDINGS.values()},
         "overflows": {rule.name: asdict(rule) for rule in OVERFLOWS.values()},
@@ -43,7 +45,8 @@ def formats() -> str:
 
 def _row(row) -> dict:
     """A row's own fields and the derived ones a reader of vectors needs; values as exact text."""
-    facts = {"kind": "float" if row.is_float else "int", **asdict(row), "bits": row.bits, "width": row.width,
+    kind = row.kind if row.is_listed else "float" if row.is_float else "int"
+    facts = {"kind": kind, **asdict(row), "bits": row.bits, "width": row.width,
              "max": row.max, "lowest": row.lowest, "min_positive": row.min_positive,
              "min_normal": row.min_normal,
              "code_of_one": row.code_of_one, "has_neg_zero": row.has_neg_zero}
@@ -54,7 +57,9 @@ def _row(row) -> dict:
 
 
 def _fraction(value) -> str:
-    """A dyadic as text: an integer, or significand*2^exponent."""
+    """A dyadic as text: an integer, or significand*2^exponent; an irrational number in its own words."""
+    if isinstance(value, Irrational):
+        return str(value)
     if value.denominator == 1 and abs(value.numerator) < 1 << 64:
         return str(value.numerator)
     low = (value.numerator & -value.numerator).bit_length() - 1 - (value.denominator.bit_length() - 1)

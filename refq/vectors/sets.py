@@ -17,7 +17,7 @@ import numpy as np
 from refq.errors import InputError
 from refq.formats import codec
 from refq.formats.policies import ROUNDINGS, overflow_rule, rounding_rule
-from refq.formats.rows import FORMATS
+from refq.formats.rows import FORMATS, LISTED
 from refq.formats.show import overflow_clause
 from refq.vectors import coverage, tiles
 from refq.vectors.vec import LABEL, SHORT, Field, Header, VectorSet, format_of, short_name
@@ -219,10 +219,12 @@ OPS: dict[str, Operation] = {
 def clause(name: SetName) -> str:
     """The clauses that decide a set's results, joined by commas."""
     if name.op == "decode":
-        return "VAL-7"
+        return format_of(name.src).clause if format_of(name.src).is_listed else "VAL-7"
     if name.op == "quantize":
         return tiles.clause(name)
     rounding, _ = name.rounding
+    if format_of(name.dst).is_listed:
+        return format_of(name.dst).clause
     if (rounding, name.policy) == ("rne", "sat"):
         return "CAST-3"
     return f"{ROUNDINGS[rounding].clause},{overflow_clause(name.policy)}"
@@ -259,20 +261,24 @@ def committed() -> list[str]:
     return sorted({*_decodes(), *_encodes(), *_policies(), *_quantizes()})
 
 
+def _small():
+    return [row for row in (*FORMATS.values(), *LISTED.values()) if row.width <= 8]
+
+
 def _decodes():
-    for row in (row for row in FORMATS.values() if row.width <= 8):
+    for row in (row for row in _small() if not row.is_listed or row.exact):
         exact = next(short for short in ("f32", "f64") if coverage.holds(format_of(short), row))
         yield f"decode/{row.name}-{exact}/exact/codes"
 
 
 def _encodes():
-    for row in (row for row in FORMATS.values() if row.width <= 8):
-        if row.is_float or row.bits in INTEGER_BITS and row.encoding == "twos":
+    for row in _small():
+        if row.is_float or row.is_listed or row.bits in INTEGER_BITS and row.encoding == "twos":
             yield f"encode/f32-{row.name}/rne-sat/boundary"
         if row.special.startswith("p3109"):
             yield f"encode/f32-{row.name}/rne-satnone/boundary"
             yield f"encode/f32-{row.name}/rne-satpropagate/special"
-        elif row.has_nan:
+        elif row.has_nan and not (row.is_listed and row.own_specials):
             yield f"encode/f32-{row.name}/rne-nonsat/boundary"
 
 

@@ -1,0 +1,695 @@
+"""Number formats whose values are a list in code order instead of sign, exponent and significand fields:
+codebooks, posits, takums, HiFloat8 and logarithmic numbers (Spec: LIST-1 to LIST-7).
+
+A row gives the value of every code and, for a rounding, its *rungs*: for either sign the codes by ascending
+magnitude, each with the boundary from which magnitudes take it. Rounding is a search among the boundaries.
+"""
+
+from dataclasses import dataclass
+from decimal import Context, Decimal
+from fractions import Fraction
+from functools import cached_property, lru_cache
+from math import isqrt
+from typing import NamedTuple
+
+import numpy as np
+
+from refq.errors import InputError
+from refq.formats.values import INF, NAN, NEG_INF, check_code, exact, floor_log2
+
+_DIGITS = 45                # decimal digits of exp: 149 bits
+_SPARE = 124                # of which so many are looked at
+
+
+@dataclass(frozen=True)
+class Irrational:
+    """A number strictly between significand * 2^exponent and (significand + 1) * 2^exponent.
+
+    The significand has 64 bits, so that the next 64-bit number on either side is known.
+    """
+
+    negative: bool
+    significand: int
+    exponent: int
+    text: str
+
+    def __str__(self):
+        return self.text
+
+    def __neg__(self):
+        text = self.text.removeprefix("-") if self.negative else f"-{self.text}"
+        return Irrational(not self.negative, self.significand, self.exponent, text)
+
+    @property
+    def inside(self) -> Fraction:
+        """A number of 65 bits that every comparison with numbers of at most 64 bits treats as this one."""
+        magnitude = _dyadic(2 * self.significand + 1, self.exponent - 1)
+        return -magnitude if self.negative else magnitude
+
+
+class Rung(NamedTuple):
+    """Magnitudes above `boundary` (and it, when `closed`) take `code`, up to the next rung.
+
+    The first rung has no boundary: it takes every smaller nonzero magnitude. code None: past the largest value.
+    """
+
+    code: int | None
+    boundary: object = None
+    closed: bool = False
+
+
+class Listed:
+    """What follows from the list of values. A kind supplies `meaning` and `rungs`."""
+
+    is_listed, is_float, signed, pad = True, False, True, 0
+    special, tie = "listed", "own"
+    clause = "LIST-1"
+    own_specials = False        # infinities and NaN become NaN under every overflow rule
+    roundings = ("rne",)
+
+    def meaning(self, code: int):
+        """The value of a code: a Fraction, an Irrational, or "nan", "inf", "-inf"."""
+        raise NotImplementedError
+
+    def rungs(self, rounding: str, negative: bool) -> list[Rung]:
+        """The rungs of one side; `rounding` is one of self.roundings."""
+        raise NotImplementedError
+
+    @property
+    def width(self) -> int:
+        return self.bits
+
+    def value_of(self, code: int):
+        """The value of a code as values.exact gives it. Raises InputError for an irrational one."""
+        check_code(self, code)
+        value = self.meanings[code]
+        if isinstance(value, Irrational):
+            raise InputError(f"{self.name} {code:#x} is {value}, which is irrational and no fraction; "
+                             "decode gives it rounded to nearest")
+        return value
+
+    @cached_property
+    def meanings(self) -> tuple:
+        """The meaning of every code."""
+        return tuple(self.meaning(code) for code in range(1 << self.bits))
+
+    @cached_property
+    def ascending(self) -> list[tuple]:
+        """(value, code) of every finite value in order; of two zeros the first."""
+        pairs = [(value, code) for code, value in enumerate(self.meanings) if not isinstance(value, str)]
+        seen = {}
+        for value, code in pairs:
+            seen.setdefault(key(value), (value, code))
+        return [seen[place] for place in sorted(seen)]
+
+    @property
+    def max(self):
+        return self.ascending[-1][0]
+
+    @property
+    def lowest(self):
+        return self.ascending[0][0]
+
+    @property
+    def min_positive(self):
+        return next(value for value, _ in self.ascending if key(value) > 0)
+
+    @property
+    def min_normal(self) -> None:
+        return None
+
+    min_subnormal = emin = min_normal
+
+    @property
+    def emax(self) -> int:
+        return floor_log2(key(self.max))
+
+    @cached_property
+    def exact(self) -> bool:
+        """Whether every value is a rational number."""
+        return not any(isinstance(value, Irrational) for value in self.meanings)
+
+    @cached_property
+    def precision(self) -> int:
+        """The most significant bits that a value has; 65 where some value is irrational."""
+        return max(significant_bits(key(value)) for value, _ in self.ascending)
+
+    @property
+    def code_of_one(self) -> int | None:
+        return next((code for value, code in self.ascending if value == 1), None)
+
+    @property
+    def nan_codes(self) -> list[int]:
+        return [code for code, value in enumerate(self.meanings) if value == NAN]
+
+    @property
+    def inf_codes(self) -> list[int]:
+        return [code for code, value in enumerate(self.meanings) if value in (INF, NEG_INF)]
+
+    @property
+    def nan_code(self) -> int | None:
+        """The code that a NaN becomes."""
+        return next(iter(self.nan_codes), None)
+
+    @property
+    def zero(self) -> int:
+        return next(code for value, code in self.ascending if value == 0)
+
+    @property
+    def minus_zero(self) -> int | None:
+        return None
+
+    @property
+    def has_neg_zero(self) -> bool:
+        return self.minus_zero is not None
+
+    @property
+    def has_zero(self) -> bool:
+        return any(value == 0 for value, _ in self.ascending)
+
+    @property
+    def has_nan(self) -> bool:
+        return self.nan_code is not None
+
+    @property
+    def has_inf(self) -> bool:
+        return bool(self.inf_codes)
+
+    @property
+    def count_finite(self) -> int:
+        return len(self.ascending)
+
+
+@dataclass(frozen=True)
+class Codebook(Listed):
+    """Values given one by one, in code order (Spec: LIST-2). Codes past the list are no values.
+
+    tie: where the midpoint of two values goes: "lower" to the lesser value, "toward-zero", "away".
+    Raises InputError for an unknown tie, repeated values, or a list without zero.
+    """
+
+    name: str
+    values: tuple[float, ...]
+    tie: str = "lower"
+    ref: str = ""
+    aka: tuple[str, ...] = ()
+
+    kind, clause = "codebook", "LIST-2"
+    words = "to the nearest value"
+    roundings = ("rne", "rna", "rnz", "rtz", "rup", "rdn")
+
+    def __post_init__(self):
+        if self.tie not in _TIES:
+            raise InputError(f"{self.name}: tie {self.tie!r} is not a rule; allowed are {', '.join(_TIES)}")
+        spelled = [repr(value) for value in self.values]
+        if len(set(spelled)) < len(spelled) or not np.isfinite(self.values).all():
+            raise InputError(f"{self.name}: its values must be finite numbers, each once")
+        if "0.0" not in spelled or not 2 <= len(spelled) <= 1 << 12:
+            raise InputError(f"{self.name}: needs 2 to 4096 values, 0.0 among them, got {len(spelled)}")
+
+    @property
+    def bits(self) -> int:
+        return (len(self.values) - 1).bit_length()
+
+    @property
+    def minus_zero(self) -> int | None:
+        return next((code for code, value in enumerate(self.values) if repr(value) == "-0.0"), None)
+
+    @property
+    def nan_code(self) -> None:
+        return None         # codes past the list read as NaN; nothing becomes one
+
+    def meaning(self, code: int):
+        return Fraction(self.values[code]) if code < len(self.values) else NAN
+
+    @cached_property
+    def ascending(self) -> list[tuple]:
+        return sorted((Fraction(value), code) for code, value in enumerate(self.values) if code != self.minus_zero)
+
+    def rungs(self, rounding: str, negative: bool) -> list[Rung]:
+        first, found = None, []
+        steps = list(zip(self.ascending, self.ascending[1:]))
+        for (low, below), (high, above) in reversed(steps) if negative else steps:
+            boundary, upper = _boundary(low, high, rounding, self.tie)
+            code, edge = (self._signed(low, below), -boundary) if negative else (above, boundary)
+            if edge <= 0:
+                first = code
+            else:
+                found.append(Rung(code, edge, upper != negative))
+        if first is None:
+            low, code = self.ascending[-1 if negative else 0]
+            first = self._signed(low, code) if negative else code
+        return [Rung(first), *found]
+
+    def _signed(self, value, code):
+        """A negative number that rounds to zero becomes -0 where the list has it."""
+        return self.minus_zero if value == 0 and self.minus_zero is not None else code
+
+
+# Whether a midpoint goes to the upper value, by the sign of the midpoint.
+_TIES = {"lower": lambda middle: False, "toward-zero": lambda middle: middle < 0, "away": lambda middle: middle > 0}
+
+
+def _boundary(low: Fraction, high: Fraction, rounding: str, tie: str) -> tuple[Fraction, bool]:
+    """(boundary, whether it goes up itself) between two values. Spec: LIST-2."""
+    if rounding == "rtz":
+        rounding = "rdn" if low >= 0 else "rup"
+    if rounding == "rup":
+        return low, False
+    if rounding == "rdn":
+        return high, True
+    middle = (low + high) / 2
+    return middle, _TIES[{"rne": tie, "rna": "away", "rnz": "toward-zero"}[rounding]](middle)
+
+
+class _Extended(Listed):
+    """Rounded as bit strings: the boundary of two neighbours is the value between them of one bit more, and
+    it goes to the even code. Nonzero values never become zero (Spec: LIST-3)."""
+
+    own_specials = True
+    words = "to nearest on the bit string, ties to even"
+
+    def positive(self) -> range:
+        """The codes of the positive values, ascending."""
+        return range(1, 1 << (self.bits - 1))
+
+    def of_string(self, code: int, bits: int):
+        """The value of a code from 0 to 2^(bits - 1) - 1 of the format with that many bits."""
+        raise NotImplementedError
+
+    @cached_property
+    def meanings(self) -> tuple:
+        upper = [self.of_string(code, self.bits) for code in self.positive()]
+        return (Fraction(0), *upper, NAN, *(-value for value in reversed(upper)))
+
+    @cached_property
+    def ascending(self) -> list[tuple]:
+        half = 1 << (self.bits - 1)
+        return [(self.meanings[code], code) for code in (*range(half + 1, 2 * half), *range(half))]
+
+    @cached_property
+    def edges(self) -> tuple:
+        """The boundary below each positive code but the first."""
+        return tuple(self.of_string(2 * code - 1, self.bits + 1) for code in self.positive()[1:])
+
+    def rungs(self, rounding: str, negative: bool) -> list[Rung]:
+        first, *codes = self.positive()
+        signed = (lambda code: (1 << self.bits) - code) if negative else int
+        return [Rung(signed(first)), *(Rung(signed(code), edge, code % 2 == 0) for code, edge in zip(codes, self.edges))]
+
+
+def _check_size(row, least: int, most: int = 16):
+    if not least <= row.bits <= most:
+        raise InputError(f"{row.name}: {row.bits} bits are not allowed; {least} to {most} are")
+
+
+@dataclass(frozen=True)
+class Posit(_Extended):
+    """A posit of 3 to 16 bits with `es` exponent bits; the 2022 standard has es = 2 (Spec: LIST-4)."""
+
+    name: str
+    bits: int
+    es: int = 2
+    ref: str = ""
+    aka: tuple[str, ...] = ()
+
+    kind, clause = "posit", "LIST-4"
+
+    def __post_init__(self):
+        _check_size(self, 3)
+        if not 0 <= self.es <= 3:
+            raise InputError(f"{self.name}: es={self.es} is not allowed; 0 to 3 are")
+
+    def of_string(self, code: int, bits: int) -> Fraction:
+        return _posit(code, bits, self.es)
+
+
+def _posit(code: int, bits: int, es: int) -> Fraction:
+    """The value of a positive n-bit posit."""
+    size = bits - 1                                             # bits below the sign
+    ones = code >> (size - 1) & 1
+    flipped = code ^ ((1 << size) - 1) if ones else code        # the regime run is now leading zeros
+    run = size - flipped.bit_length()
+    regime, left = (run - 1 if ones else -run), max(size - run - 1, 0)
+    tail = (code & ((1 << left) - 1)) << es                     # room for exponent bits cut off: zeros
+    exponent, fraction = tail >> left, tail & ((1 << left) - 1)
+    return _dyadic((1 << left) + fraction, (regime << es) + exponent - left)
+
+
+def _dyadic(significand: int, exponent: int) -> Fraction:
+    """significand * 2^exponent."""
+    return Fraction(significand << exponent) if exponent >= 0 else Fraction(significand, 1 << -exponent)
+
+
+@dataclass(frozen=True)
+class Takum(_Extended):
+    """A takum of 3 to 16 bits, variant "linear" or "log" (Spec: LIST-5)."""
+
+    name: str
+    bits: int
+    variant: str
+    ref: str = ""
+    aka: tuple[str, ...] = ()
+
+    kind, clause = "takum", "LIST-5"
+
+    def __post_init__(self):
+        _check_size(self, 3)
+        if self.variant not in ("linear", "log"):
+            raise InputError(f"{self.name}: variant {self.variant!r} is not known; allowed are linear and log")
+
+    def of_string(self, code: int, bits: int):
+        return _takum(code, bits, self.variant)
+
+
+def _takum(code: int, bits: int, variant: str):
+    """The value of a positive n-bit takum; short ones are read with zeros behind them."""
+    size = max(bits, 12)
+    code <<= size - bits
+    direction, regime = code >> (size - 2), code >> (size - 5) & 7
+    length = regime if direction else 7 - regime
+    tail = size - 5 - length
+    start = (1 << length) - 1 if direction else 1 - (2 << length)
+    characteristic = start + (code >> tail & ((1 << length) - 1))
+    m = code & ((1 << tail) - 1)
+    if variant == "linear":
+        return _dyadic((1 << tail) + m, characteristic - tail)
+    return _root_e(characteristic + Fraction(m, 1 << tail))
+
+
+@dataclass(frozen=True)
+class HiFloat8(Listed):
+    """HiFloat8: a prefix code says how many of the seven bits below the sign are exponent (Spec: LIST-6)."""
+
+    name: str
+    ref: str = ""
+    aka: tuple[str, ...] = ()
+
+    kind, clause, bits = "hifloat8", "LIST-6", 8
+    roundings = ("rne", "rna")
+    words = "to nearest, ties away from zero"
+
+    def meaning(self, code: int):
+        if code == 0x80:
+            return NAN
+        magnitude = _hifloat8(code & 0x7F)
+        if code & 0x7F == _HIFLOAT8_INFINITY:
+            return NEG_INF if code & 0x80 else INF
+        return -magnitude if code & 0x80 else magnitude
+
+    def rungs(self, rounding: str, negative: bool) -> list[Rung]:
+        ladder = sorted((_hifloat8(code), code) for code in range(128))
+        found = [Rung(0)]
+        for (low, _), (high, code) in zip(ladder, ladder[1:]):
+            taken = None if code == _HIFLOAT8_INFINITY else code | negative << 7
+            found.append(Rung(taken, (low + high) / 2, closed=True))
+        return found
+
+
+_HIFLOAT8_INFINITY = 0x6F       # where 1.5 * 2^15 would be
+_DOTS = (("11", 4), ("10", 3), ("01", 2), ("001", 1), ("0001", 0))
+
+
+def _hifloat8(body: int) -> Fraction:
+    """The magnitude of the seven bits below the sign, infinity read as the number in its place."""
+    text = f"{body:07b}"
+    if text.startswith("0000"):
+        return Fraction(2) ** (body - 23) if body else Fraction(0)
+    prefix, size = next(dot for dot in _DOTS if text.startswith(dot[0]))
+    field, mantissa = text[len(prefix):][:size], text[len(prefix) + size:]
+    exponent = int("1" + field[1:], 2) * (-1 if field[0] == "1" else 1) if field else 0
+    return (1 + Fraction(int(mantissa, 2), 1 << len(mantissa))) * Fraction(2) ** exponent
+
+
+@dataclass(frozen=True)
+class LNS(Listed):
+    """Logarithmic numbers: a sign and a two's-complement exponent with `frac` fraction bits (Spec: LIST-7)."""
+
+    name: str
+    bits: int
+    frac: int
+    ref: str = ""
+    aka: tuple[str, ...] = ()
+
+    kind, clause = "lns", "LIST-7"
+    words = "to the nearest exponent"
+
+    def __post_init__(self):
+        _check_size(self, 3)
+        if not 0 <= self.frac <= 8 or self.bits - self.frac > 11:
+            raise InputError(f"{self.name}: frac={self.frac} is not allowed; 0 to 8 are, and bits - frac up to 11, "
+                             f"got {self.bits - self.frac}")
+
+    @property
+    def reserved(self) -> int:
+        """The exponent field that means zero, and with the sign NaN."""
+        return 1 << (self.bits - 2)
+
+    def meaning(self, code: int):
+        field = code & (2 * self.reserved - 1)
+        negative = code >> (self.bits - 1)
+        if field == self.reserved:
+            return NAN if negative else Fraction(0)
+        exponent = field - (2 * self.reserved if field > self.reserved else 0)
+        value = _power_of_two(Fraction(exponent, 1 << self.frac))
+        return -value if negative else value
+
+    def rungs(self, rounding: str, negative: bool) -> list[Rung]:
+        half, found, sign = Fraction(1, 2 << self.frac), [], negative << (self.bits - 1)
+        for exponent in range(1 - self.reserved, self.reserved):
+            code = sign | exponent % (2 * self.reserved)
+            found.append(Rung(code, _power_of_two(Fraction(exponent, 1 << self.frac) - half)))
+        beyond = Rung(None, _power_of_two(Fraction(self.reserved - 1, 1 << self.frac) + half))
+        return [Rung(found[0].code), *found[1:], beyond]
+
+
+def _root_e(power: Fraction) -> Fraction | Irrational:
+    """sqrt(e)^power."""
+    if power == 0:
+        return Fraction(1)
+    context = Context(prec=_DIGITS)
+    value = context.exp(context.divide(Decimal(power.numerator), Decimal(2 * power.denominator)))
+    numerator, denominator = value.as_integer_ratio()
+    shift = numerator.bit_length() - denominator.bit_length() - _SPARE
+    wide = (numerator << max(-shift, 0)) // (denominator << max(shift, 0))      # 64 bits and 60 or so more
+    drop = wide.bit_length() - 64
+    if not 4 < wide & ((1 << drop) - 1) < (1 << drop) - 4:
+        raise ArithmeticError(f"sqrt(e)^({power}) is too close to a 64-bit number for {_DIGITS} digits")
+    return Irrational(False, wide >> drop, shift + drop, f"sqrt(e)^({power})")
+
+
+def _power_of_two(power: Fraction) -> Fraction | Irrational:
+    """2^power for a dyadic power, by square roots of integers."""
+    if power.denominator == 1:
+        return Fraction(2) ** int(power)
+    whole = power.numerator // power.denominator
+    root = 1 << (63 * power.denominator + power.numerator - whole * power.denominator)
+    for _ in range(power.denominator.bit_length() - 1):
+        root = isqrt(root)
+    return Irrational(False, root, whole - 63, f"2^({power})")
+
+
+def meaning(row, code: int):
+    """The value of a code of any format; an Irrational where it has no fraction."""
+    return row.meanings[code] if row.is_listed else exact(row, code)
+
+
+def key(value) -> Fraction:
+    """A Fraction that sorts a finite value among others."""
+    return value.inside if isinstance(value, Irrational) else value
+
+
+def significant_bits(value: Fraction) -> int:
+    """Bits of a dyadic's odd part."""
+    odd = abs(value.numerator)
+    return odd.bit_length() - ((odd & -odd).bit_length() - 1 if odd else 0)
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# rounding by search
+
+@dataclass(frozen=True)
+class Ladder:
+    """The rungs of both signs as arrays: rung i of a side starts at significand m[i] * 2^(exponent[i] - 63)."""
+
+    exponent: np.ndarray
+    m: np.ndarray
+    codes: np.ndarray
+    sides: tuple[tuple[int, int], ...]      # first and last rung of the positive, of the negative side
+
+
+def rule_of(row, rounding: str) -> str:
+    """The rounding, when the format has it. Raises InputError for any other."""
+    if rounding not in row.roundings:
+        raise InputError(f"{row.name} has no rounding {rounding!r}; it is rounded by its own rule, "
+                         f"{'and has' if len(row.roundings) > 1 else 'named'} {', '.join(row.roundings)}")
+    return rounding
+
+
+@lru_cache(maxsize=64)
+def ladder(row, rounding: str, limits) -> Ladder:
+    """Where each code starts. Spec: LIST-1."""
+    starts, codes, sides = [], [], []
+    for negative in (False, True):
+        rungs = row.rungs(rule_of(row, rounding), negative)
+        sides.append((len(starts), len(starts) + len(rungs) - 1))
+        starts += [_start(rung) for rung in rungs]
+        codes += [outcome(row, limits.above, negative) if rung.code is None else rung.code for rung in rungs]
+    exponent, m = zip(*starts)
+    return Ladder(np.array(exponent, np.int64), np.array(m, np.uint64), np.array(codes, np.uint64), tuple(sides))
+
+
+def _start(rung: Rung) -> tuple[int, int]:
+    """(exponent, m): the least 64-bit number m * 2^(exponent - 63) on a rung."""
+    edge = rung.boundary
+    if edge is None:
+        return -(1 << 40), 0
+    if isinstance(edge, Irrational):
+        m, exponent = edge.significand + 1, edge.exponent + 63
+    else:
+        exponent = floor_log2(edge)
+        up, down = edge.numerator << max(63 - exponent, 0), edge.denominator << max(exponent - 63, 0)
+        m = -(-up // down) if rung.closed else up // down + 1
+    return (exponent + 1, m >> 1) if m >> 64 else (exponent, m)
+
+
+def round_codes(parts, row, rule, limits):
+    """Codes of source values taken apart (definition.Parts), uint64. Spec: LIST-1."""
+    steps = ladder(row, rule.name, limits)
+    code = steps.codes[_climb(parts, steps)]
+    zero = row.zero
+    code = np.where((parts.m == 0) & ~parts.nan & ~parts.inf, np.uint64(zero), code)
+    for negative in (False, True):
+        side = parts.negative == negative
+        code = np.where(parts.inf & side, np.uint64(outcome(row, limits.infinite, negative)), code)
+        code = np.where(parts.nan & side, np.uint64(_nan(row, limits, negative)), code)
+    return code
+
+
+def _climb(parts, steps: Ladder):
+    """Index of the rung that each value stands on: the last that starts at or below it."""
+    (first, last), (first_negative, last_negative) = steps.sides
+    low = np.where(parts.negative, first_negative, first)
+    high = np.where(parts.negative, last_negative, last)
+    for _ in range(max(last - first, last_negative - first_negative).bit_length()):
+        middle = (low + high + 1) >> 1
+        exponent = steps.exponent[middle]
+        reached = (parts.exponent > exponent) | (parts.exponent == exponent) & (parts.m >= steps.m[middle])
+        low, high = np.where(reached, middle, low), np.where(reached, high, middle - 1)
+    return low
+
+
+def starts(row, rounding: str, limits) -> list[list[tuple[int, int]]]:
+    """For either sign the least 64-bit number (exponent, m) of every rung that has one."""
+    steps = ladder(row, rounding, limits)
+    return [list(zip(steps.exponent[first + 1: last + 1].tolist(), steps.m[first + 1: last + 1].tolist()))
+            for first, last in steps.sides]
+
+
+def outcome(row, chain, negative: bool) -> int:
+    """The code of the first word of a chain (OVER-*) that the format can express, on one side."""
+    if row.own_specials:
+        return row.nan_code
+    infinity = next((code for code in row.inf_codes if row.meanings[code] == (NEG_INF if negative else INF)), None)
+    codes = {"max": row.ascending[0 if negative else -1][1], "inf": infinity, "nan": row.nan_code}
+    return next((codes[word] for word in chain if codes[word] is not None), codes["max"])
+
+
+def _nan(row, limits, negative: bool) -> int:
+    """What a NaN source becomes. Spec: NAN-2, LIST-1."""
+    if row.has_nan and (row.own_specials or limits.nan[0] == "nan"):
+        return row.nan_code
+    word = next((word for word in limits.nan if word != "nan"), "+max")
+    if word in ("zero", "opposite-zero"):
+        return row.zero
+    return row.ascending[0 if negative and word == "signed-max" else -1][1]
+
+
+def boundaries(row, rounding="rne", negative=False) -> list:
+    """The boundaries of one side as magnitudes (Fractions or Irrationals), ascending."""
+    return [rung.boundary for rung in row.rungs(rule_of(row, rounding), negative)[1:]]
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# as a source, and decoded
+
+def taken_apart(codes, row) -> tuple[np.ndarray, ...]:
+    """The fields of definition.Parts for flat codes. Raises InputError where values are irrational."""
+    if not row.exact:
+        raise InputError(f"values of {row.name} are irrational, so it cannot be the source of an exact conversion; "
+                         "decode it first")
+    return tuple(column[codes] for column in _columns(row))
+
+
+@lru_cache(maxsize=64)
+def _columns(row) -> tuple[np.ndarray, ...]:
+    table = []
+    for code, value in enumerate(row.meanings):
+        if isinstance(value, str) or value == 0:
+            table.append((value == NEG_INF or code == row.minus_zero, 0, -1, value == NAN, value in (INF, NEG_INF)))
+        else:
+            exponent = floor_log2(abs(value))
+            table.append((value < 0, abs(value.numerator) << 64 >> value.numerator.bit_length(), exponent, False, False))
+    columns = [np.array(column, kind) for column, kind in zip(zip(*table), (bool, np.uint64, np.int64, bool, bool))]
+    return (*columns, np.zeros(len(table), np.uint64))
+
+
+@lru_cache(maxsize=64)
+def value_list(row, dtype: np.dtype) -> np.ndarray:
+    """The value of every code, exact or (irrational ones) correctly rounded to nearest. Spec: LIST-1."""
+    precision = np.finfo(dtype).nmant + 1
+    table = [-0.0 if code == row.minus_zero else _as_float(value, precision) for code, value in enumerate(row.meanings)]
+    return np.array(table).astype(dtype)
+
+
+def _as_float(value, precision: int) -> float:
+    """A value as a float of `precision` bits; an irrational one lies inside the normal range (holds)."""
+    if not isinstance(value, Irrational):
+        return float(value)                                     # also "nan", "inf" and "-inf"
+    drop = 64 - precision
+    kept = (value.significand + (1 << (drop - 1))) >> drop       # never a tie: the value lies above its floor
+    return float((-kept if value.negative else kept) * Fraction(2) ** (value.exponent + drop))
+
+
+def holds(dtype, row) -> bool:
+    """Whether a float dtype holds every finite value; irrational ones only need to be in its normal range."""
+    info = np.finfo(dtype)
+    least = int(info.minexp) if not row.exact else int(info.minexp) - info.nmant
+    values = [key(value) for value, _ in row.ascending if value != 0]
+    if any(abs(value) > Fraction(float(info.max)) or abs(value) < Fraction(2) ** least for value in values):
+        return False
+    quantum = Fraction(2) ** (int(info.minexp) - info.nmant)
+    return not row.exact or all(significant_bits(value) <= info.nmant + 1 and (value / quantum).denominator == 1
+                                for value in values)
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# the rows
+
+def _single(*values: float, divisor: float = 1) -> tuple[float, ...]:
+    """Numbers as float32 has them, after one float32 division."""
+    return tuple(float(np.float32(value) / np.float32(divisor)) for value in values)
+
+
+_BITSANDBYTES = "bitsandbytes functional.py get_4bit_type"
+
+ROWS = [
+    Codebook("nf4", _single(
+        -1, -0.6961928009986877, -0.5250730514526367, -0.39491748809814453, -0.28444138169288635,
+        -0.18477343022823334, -0.09105003625154495, 0, 0.07958029955625534, 0.16093020141124725,
+        0.24611230194568634, 0.33791524171829224, 0.44070982933044434, 0.5626170039176941,
+        0.7229568362236023, 1), ref=_BITSANDBYTES, aka=("normalfloat4", "bnb_nf4")),
+    Codebook("af4", _single(
+        1, 0.72424863, 0.55496234, 0.42563882, 0.31675666, 0.21961274, 0.12934483, 0.04273164, 0, -0.04934812,
+        -0.14982478, -0.25607552, -0.3736951, -0.51243739, -0.69441008, -1), ref=_BITSANDBYTES, aka=("bnb_af4",)),
+    Codebook("bnb_fp4", _single(
+        0, 0.0625, 8, 12, 4, 6, 2, 3, -0.0, -0.0625, -8, -12, -4, -6, -2, -3, divisor=12), tie="toward-zero",
+        ref=_BITSANDBYTES),
+    Codebook("ternary", (-1.0, 0.0, 1.0), tie="toward-zero", ref="BitNet b1.58; GGML TQ1_0 digits"),
+    Posit("posit8", 8, ref="Posit Standard 2022", aka=("posit8_es2",)),
+    Posit("posit16", 16, ref="Posit Standard 2022", aka=("posit16_es2",)),
+    *(Takum(f"takum_{variant}{bits}", bits, variant, ref="Hunhold 2024, Beating Posits at Their Own Game")
+      for variant in ("linear", "log") for bits in (8, 16)),
+    HiFloat8("hif8", ref="Luo et al. 2024, Ascend HiFloat8", aka=("hifloat8",)),
+    LNS("lns8f3", 8, 3),
+]

@@ -1,0 +1,278 @@
+"""Listed formats: hand-typed anchors, every code and every boundary against the oracle, names, refusals."""
+
+from dataclasses import asdict
+from fractions import Fraction
+from functools import cache
+
+import numpy as np
+import pytest
+from hypothesis import given, settings, strategies as st
+
+import refq
+from refq.errors import InputError
+from refq.formats import codec, values
+from refq.formats.listed import LNS, Codebook, Posit, Takum, boundaries, key
+from refq.formats.rows import FORMATS, LISTED, registered
+from refq.formats.show import show_cast, show_code
+from refq.vectors import coverage
+from spec.oracle import listed as oracle
+
+F64, F32 = FORMATS["binary64"], FORMATS["binary32"]
+SMALL = [name for name, row in LISTED.items() if row.bits <= 8]
+WIDE = [name for name, row in LISTED.items() if row.bits > 8]
+BY_RULE = ["posit3", "posit4", "posit5", "posit6", "takum_linear3", "takum_linear6", "takum_log6", "lns4f0",
+           "lns5f1", "lns6f4"]
+
+# code -> value as text, from the published tables (formats.md 7.1 and 8)
+ANCHORS = {
+    "nf4": {0: "-1", 1: "-0.6961928009986877", 6: "-0.09105003625154495", 7: "0", 8: "0.07958029955625534",
+            14: "0.7229568362236023", 15: "1"},
+    "af4": {0: "1", 7: "0.04273164", 8: "0", 9: "-0.04934812", 15: "-1"},
+    "bnb_fp4": {0: "0", 1: "0.005208333", 2: "0.6666667", 3: "1", 4: "0.3333333", 5: "0.5", 6: "0.1666667",
+                7: "0.25", 8: "-0", 9: "-0.005208333", 11: "-1", 15: "-0.25"},
+    "ternary": {0: "-1", 1: "0", 2: "1", 3: "nan"},
+    "posit8": {0: "0", 0x80: "nan", 0x40: "1", 0x7F: "0x1p24", 1: "0x1p-24", 0x41: "1.125", 0x48: "2",
+               0x50: "4", 0x60: "16", 0xC0: "-1", 0x38: "0.5", 0x81: "-0x1p24", 0x7E: "0x1p20"},
+    "posit16": {0x7FFF: "0x1p56", 1: "0x1p-56", 0x4000: "1", 0x5000: "4", 0x4001: "1.00048828125"},
+    "takum_linear8": {0: "0", 0x80: "nan", 0x40: "1", 0xC0: "-1", 0x7F: "0x1p239", 1: "0x1p-239"},
+    "takum_log8": {0: "0", 0x80: "nan", 0x40: "1", 0xC0: "-1"},
+    "hif8": {0: "0", 0x80: "nan", 0x6F: "inf", 0xEF: "-inf", 0x6E: "32768", 0xEE: "-32768", 1: "0x1p-22",
+             7: "0x1p-16", 8: "1", 0x0F: "1.875", 0x10: "2", 0x18: "0.5", 0x20: "4", 0x7E: "0x1p-15",
+             0x7F: "0x1.8p-15"},
+    "lns8f3": {0: "1", 0x40: "0", 0xC0: "nan", 8: "2", 0x78: "0.5", 0x80: "-1"},
+}
+
+
+def number(text):
+    return float.fromhex(text) if "0x" in text else float(text)
+
+
+def words(row):
+    """A row as the oracle wants it."""
+    return asdict(row) | {"kind": row.kind}
+
+
+@cache
+def row_of(name):
+    return refq.number_format(name)
+
+
+@pytest.mark.parametrize("name", ANCHORS)
+def test_anchors(name):
+    got = refq.decode(np.arange(1 << row_of(name).width, dtype=np.uint16), name, np.float64)
+    for code, text in ANCHORS[name].items():
+        exact = row_of(name).kind != "codebook"
+        assert got[code] == number(text) or np.isnan(number(text)) and np.isnan(got[code]) or (
+            not exact and abs(got[code] / number(text) - 1) < 2e-7), (hex(code), got[code])
+        assert np.signbit(got[code]) == np.signbit(number(text))
+
+
+def test_published_ranges():
+    """formats.md 8: posit 2^±24, 2^±56; takum 1.13e-72 to 8.83e71, up to 5.6e76; HiFloat8 2^-22 to 2^15."""
+    assert row_of("posit8").max == 1 << 24 and row_of("posit16").max == 1 << 56
+    assert row_of("posit8").min_positive == Fraction(1, 1 << 24)
+    assert f"{float(row_of('takum_linear8').max):.3g} {float(row_of('takum_linear8').min_positive):.3g}" == (
+        "8.83e+71 1.13e-72")
+    assert f"{float(row_of('takum_linear16').max):.2g}" == "5.6e+76"
+    assert (row_of("hif8").max, row_of("hif8").min_positive) == (1 << 15, Fraction(1, 1 << 22))
+    assert str(row_of("takum_log8").max) == "sqrt(e)^(239)" and row_of("lns8f3").max.text == "2^(63/8)"
+
+
+@pytest.mark.parametrize("name", SMALL + BY_RULE)
+def test_every_code_decodes(name):
+    row = row_of(name)
+    got = refq.decode(np.arange(1 << row.width, dtype=np.uint8), row, np.float64)
+    for code in range(1 << row.width):
+        assert_value(row, code, got[code])
+
+
+@pytest.mark.parametrize("name", WIDE)
+def test_codes_of_wide_rows_decode(name):
+    row, step = row_of(name), 401 if "log" in name else 17
+    got = refq.decode(np.arange(1 << 16, dtype=np.uint16), row, np.float64)
+    for code in {*range(0, 1 << 16, step), *range(6), *range(0x7FFA, 0x8006), *range(0xFFFA, 0x10000)}:
+        assert_value(row, code, got[code])
+
+
+def assert_value(row, code, got):
+    want = oracle.decode(code, words(row))
+    if isinstance(want, oracle.Power):
+        magnitude = oracle.nearest(want, 53)
+        assert Fraction(got) == (-magnitude if want.negative else magnitude), hex(code)
+        with pytest.raises(InputError, match="irrational"):
+            values.exact(row, code)
+        return
+    assert values.exact(row, code) == want, hex(code)
+    assert np.isnan(got) if want == "nan" else got == float(want)
+
+
+@cache
+def edges(row):
+    """float64 operands: both neighbours of every value and boundary, zeros, specials, far ends."""
+    points = {abs(key(value)) for value, _ in row.ascending}
+    points |= {key(edge) for negative in (False, True) for edge in boundaries(row, negative=negative)}
+    middle = np.array([float(point) for point in sorted(points)])
+    far = [5e-324, 1e-300, 1e300, np.inf]
+    x = np.concatenate([middle, np.nextafter(middle, 0), np.nextafter(middle, np.inf), far])
+    return np.concatenate([x, -x, [np.nan]])
+
+
+def exactly(x):
+    return "nan" if np.isnan(x) else ("inf" if x > 0 else "-inf") if np.isinf(x) else Fraction(x)
+
+
+@pytest.mark.parametrize("name", SMALL + BY_RULE)
+def test_every_boundary_encodes(name):
+    row, x = row_of(name), edges(row_of(name))
+    for rounding in row.roundings:
+        for overflow in ("sat", "nonsat"):
+            got = refq.encode(x, row, rounding, overflow)
+            for value, code in zip(x, got):
+                assert code == oracle.encode(exactly(value), words(row), rounding, overflow == "nonsat"), (
+                    f"{row.name} {rounding} {overflow} {value!r}")
+
+
+@pytest.mark.parametrize("name", WIDE)
+def test_boundaries_of_wide_rows(name):
+    row = row_of(name)
+    x = edges(row)[:: 977 if "log" in name else 101]
+    for value, code in zip(x, refq.encode(x, row)):
+        assert code == oracle.encode(exactly(value), words(row)), (row.name, value)
+
+
+@pytest.mark.parametrize("name", SMALL + ["posit16"])
+@pytest.mark.parametrize("dtype", [np.float64, np.float32, np.float16])
+def test_the_fast_path_is_the_definition(name, dtype):
+    """Many values go through a table or a search of source words, few through the definition."""
+    bits = np.dtype(dtype).itemsize * 8
+    raw = np.random.default_rng(0).integers(0, 1 << bits, 20_000, np.uint64).astype(f"u{bits // 8}")
+    near = np.random.default_rng(1).standard_normal(20_000).astype(dtype)
+    with np.errstate(over="ignore"):
+        edge = edges(row_of(name)).astype(dtype)[:9000]
+    x = np.concatenate([raw.view(dtype), near, edge, edge])
+    few = np.concatenate([refq.encode(part, name) for part in np.array_split(x, x.size // 3000)])
+    assert np.array_equal(refq.encode(x, name), few)
+
+
+@pytest.mark.parametrize("name", [name for name in LISTED if LISTED[name].exact])
+def test_values_are_their_own_codes(name):
+    row = row_of(name)
+    codes = np.array([code for _, code in row.ascending], np.uint16)
+    assert np.array_equal(refq.encode(refq.decode(codes, row, np.float64), row), codes)
+    assert np.array_equal(refq.convert(refq.convert(codes, row, "binary64"), "binary64", row), codes)
+
+
+def test_as_a_source():
+    posits = np.arange(256, dtype=np.uint8)
+    want = refq.encode(refq.decode(posits, "posit8"), "e4m3fn")
+    assert np.array_equal(refq.convert(posits, "posit8", "e4m3fn"), want)
+    assert refq.convert(np.uint8([8]), "bnb_fp4", "binary32").tolist() == [0x80000000]
+    with pytest.raises(InputError, match="takum_log8 are irrational"):
+        refq.convert(posits, "takum_log8", "e4m3fn")
+
+
+def test_own_rules():
+    def code(name, *x, **rules):
+        return refq.encode(np.float64(x), name, **rules).tolist()
+
+    assert code("nf4", 0.5 * 0.07958029955625534, -0.0, -9, 9, np.nan) == [7, 7, 0, 15, 15]
+    assert code("bnb_fp4", -0.0, -1e-9, 1e-9, 0.2916666716337204, -0.2916666716337204) == [0, 8, 0, 7, 15]
+    assert code("ternary", 0.5, -0.5, 0.51, -7) == [1, 1, 2, 0]
+    assert code("posit8", 1e-300, -1e-300, 1e300, -1e300, np.inf, -np.inf, np.nan, -0.0) == [
+        1, 0xFF, 0x7F, 0x81, 0x80, 0x80, 0x80, 0]
+    assert code("takum_linear8", 5e-324, 1e300, np.inf) == [1, 0x7F, 0x80]
+    assert code("hif8", 40959, 40960, np.inf, -1e9) == [0x6E, 0x6E, 0x6E, 0xEE]
+    assert code("hif8", 40959, 40960, np.inf, -1e9, overflow="nonsat") == [0x6E, 0x6F, 0x6F, 0xEF]
+    assert code("hif8", 2.0 ** -23, np.nextafter(2.0 ** -23, 0), -0.0, -1e-9) == [1, 0, 0, 0]
+    assert code("hif8", 18) == code("hif8", 20) and code("hif8", 17.9) == code("hif8", 16)      # ties away
+    assert code("lns8f3", 0, 1e-300, 1e300, -1e300, np.nan) == [0x40, 0x41, 0x3F, 0xBF, 0xC0]
+    assert code("lns8f3", 1e300, np.inf, overflow="nonsat") == [0xC0, 0xC0]
+
+
+def test_posits_round_on_the_bit_string():
+    """Where exponent bits are cut off the boundary is geometric: between 2^20 and 2^24 it is 2^22."""
+    x = np.float64([2 ** 22 - 1, 2 ** 22, 2 ** 22 + 1])
+    assert refq.encode(x, "posit8").tolist() == [0x7E, 0x7E, 0x7F]
+
+
+def test_names():
+    assert refq.number_format("POSIT8") is LISTED["posit8"] and refq.number_format("normalfloat4") is LISTED["nf4"]
+    assert refq.number_format("posit10") == Posit("posit10", 10, ref="Posit Standard 2022")
+    assert refq.number_format("takum_log12").variant == "log" and refq.number_format("lns6f2").frac == 2
+    for name in ("takum8", "takum16"):
+        with pytest.raises(InputError, match=f"ambiguous.*takum_log{name[5:]}, takum_linear{name[5:]}"):
+            refq.number_format(name)
+    for name in ("posit2", "posit17", "takum_log17", "lns3f9", "lns16f0"):
+        with pytest.raises(InputError, match="not allowed"):
+            refq.number_format(name)
+
+
+@pytest.mark.parametrize("name, rounding", [("posit8", "rtz"), ("takum_log8", "rup"), ("hif8", "rtz"), ("nf4", "rto"),
+                                            ("lns8f3", "rna")])
+def test_other_roundings_are_refused(name, rounding):
+    with pytest.raises(InputError, match=f"{name} has no rounding '{rounding}'"):
+        refq.encode(np.float32([1]), name, rounding)
+    with pytest.raises(InputError, match="has no rounding 'sra'"):
+        refq.encode(np.float32([1]), name, "sra", random_bits=np.uint8([1]), random_width=8)
+
+
+def test_dtypes_that_do_not_hold_the_values():
+    for name, dtype in (("nf4", np.float16), ("takum_linear8", np.float32), ("takum_log8", np.float32),
+                        ("posit16", np.float16)):
+        with pytest.raises(InputError, match="not every value"):
+            refq.decode(np.uint8([1]), name, dtype)
+    half = refq.decode(np.uint8([1, 2]), "lns8f3", np.float16)
+    assert half.tolist() == [float(np.float16(2 ** 0.125)), float(np.float16(2 ** 0.25))]
+
+
+@pytest.mark.parametrize("wrong", [
+    lambda: Codebook("x", (0.0, 1.0), tie="even"), lambda: Codebook("x", (1.0, 2.0)),
+    lambda: Codebook("x", (0.0, 1.0, 1.0)), lambda: Codebook("x", (0.0, float("inf"))), lambda: Posit("x", 2),
+    lambda: Posit("x", 8, 4), lambda: Takum("x", 8, "square"), lambda: LNS("x", 8, 9)])
+def test_impossible_rows(wrong):
+    with pytest.raises(InputError):
+        wrong()
+
+
+def test_a_codebook_is_one_row():
+    row = Codebook("mine", (0.0, -0.0, 1.0, -2.0, 4.0), tie="away", aka=("my_own",))
+    with registered(row):
+        assert refq.number_format("MY_OWN") is row and row.bits == 3
+        assert refq.encode(np.float32([0.5, -1, 3, -0.1, 2.5]), "mine").tolist() == [2, 3, 4, 1, 4]
+        assert refq.encode(np.float32([0.5, -1, 3]), "mine", "rup").tolist() == [2, 1, 4]
+    assert "mine" not in LISTED
+
+
+def test_show():
+    told = dict(show_cast("binary32", 0x3FA66666, "posit8").steps)
+    assert told["boundaries"].endswith("1.1875 and 1.3125") and told["clauses"] == "LIST-4"
+    assert dict(show_code(row_of("takum_log8"), 1))["code"] == "0x01 (sqrt(e)^(-239))"
+    assert dict(show_code(row_of("bnb_fp4"), 8))["code"] == "0x8 (-0)"
+    for name in LISTED:
+        if LISTED[name].bits <= 8:
+            assert all(show_code(LISTED[name], code) for code in range(1 << LISTED[name].bits))
+
+
+def test_boundary_operands_are_complete():
+    """Any two neighbouring float32 operands of the set with different codes are neighbouring words."""
+    for name in SMALL:
+        words_of = coverage.boundary(F32, row_of(name)).astype(np.int64)
+        words_of = words_of[words_of < 0x7F800000]
+        codes = codec.convert(words_of.astype(np.uint32), F32, row_of(name))
+        jumps = codes[1:] != codes[:-1]
+        assert (np.diff(words_of)[jumps] == 1).all(), name
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.sampled_from(SMALL + BY_RULE), st.floats(width=64))
+def test_any_double(name, x):
+    row = row_of(name)
+    assert int(refq.encode(np.float64(x), row)) == oracle.encode(exactly(x), words(row))
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.integers(3, 12), st.floats(min_value=-1e6, max_value=1e6, width=32))
+def test_any_size(bits, x):
+    for name in (f"posit{bits}", f"takum_linear{bits}"):
+        row = row_of(name)
+        assert int(refq.encode(np.float32(x), row)) == oracle.encode(exactly(x), words(row))
