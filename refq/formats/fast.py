@@ -1,10 +1,11 @@
 """The fast path: tables filled by the definition, so that they cannot disagree with it.
 
-A source word becomes a table index by dropping low bits, with everything dropped or-ed into the last place kept
-(round to odd), which no later rounding to at least two bits less can tell from the word itself.
+A source word becomes a table index by dropping low bits, with everything dropped or-ed into the last place
+kept (round to odd), which no later rounding to at least two bits less can tell from the word itself.
 """
 
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -23,17 +24,18 @@ TABLE_LIMIT = 1 << 19       # entries of the largest table
 class Plan:
     """How a source word becomes a table index: shifted right, sticky bit or-ed into the last place.
 
-    A plan with a window first clips the magnitude to [low, high], counts from low and puts the sign on top; words it
-    cannot tell apart (infinities and NaN, and zeros where tiny values round away from them) go to the definition.
+    A plan with a window first clips the magnitude to [low, high], counts from low and puts the sign on top;
+    words it cannot tell apart (infinities, NaN, zeros where tiny values round away from them) go to the
+    definition.
     """
 
     table: np.ndarray
     shift: int
-    define: object                  # flat source codes -> flat target codes, by the definition
-    low: int | None = None
+    define: Callable                # flat source codes -> flat target codes, by the definition
+    low: int | None = None          # source words: ends of the window
     high: int = 0
-    infinity: int = 0
-    zeros: bool = False
+    infinity: int = 0               # of the source
+    zeros: bool = False             # zeros go to the definition
 
     def look_up(self, u, t, i, room):
         """One chunk: source words u, scratch t (as u) and i (intp), codes into room."""
@@ -45,38 +47,41 @@ class Plan:
         else:
             i[...] = t
         self.table.take(i, out=room, mode="clip")       # indices are in range; "clip" avoids a buffered copy
+        magnitude = self._magnitude(u)
         if special:
-            odd = (u & self._magnitude(u)) >= self.infinity
-            room[odd] = self.define(u[odd])
-        if self.zeros and (zero := u & self._magnitude(u) == 0).any():
+            beyond = (u & magnitude) >= self.infinity
+            room[beyond] = self.define(u[beyond])
+        if self.zeros and (zero := (u & magnitude) == 0).any():
             room[zero] = self.define(u[zero])
 
     def _upper(self, u, t):
-        if not self.shift:
+        """Table indices into t."""
+        if self.shift:
+            self._shift(u, t, t)
+        else:
             t[...] = u
-            return
-        mask = u.dtype.type((1 << self.shift) - 1)      # low bits + mask carry into the last kept place iff any is set
-        np.bitwise_and(u, mask, out=t)
-        np.add(t, mask, out=t)
-        np.bitwise_or(t, u, out=t)
-        np.right_shift(t, u.dtype.type(self.shift), out=t)
 
     def _window(self, u, t, s):
         """Table indices into t, with scratch s; True where infinities or NaN need the definition."""
         kind, width = u.dtype.type, 8 * u.itemsize
-        mask = kind((1 << self.shift) - 1)
         np.bitwise_and(u, self._magnitude(u), out=t)
         special = bool(t.size) and t.max() >= self.infinity
         np.clip(t, kind(self.low), kind(self.high), out=t)
         np.subtract(t, kind(self.low), out=t)
-        np.bitwise_and(t, mask, out=s)
-        np.add(s, mask, out=s)
-        np.bitwise_or(t, s, out=t)
-        np.right_shift(t, kind(self.shift), out=t)
+        self._shift(t, s, t)
         np.right_shift(u, kind(width - 1), out=s)
         np.left_shift(s, kind(self.sign_at), out=s)
         np.bitwise_or(t, s, out=t)
         return special
+
+    def _shift(self, words, scratch, out):
+        """words >> shift into out, with everything dropped or-ed into the last place kept."""
+        kind = words.dtype.type
+        mask = kind((1 << self.shift) - 1)          # low bits + mask carry into the last place iff any is set
+        np.bitwise_and(words, mask, out=scratch)
+        np.add(scratch, mask, out=scratch)
+        np.bitwise_or(words, scratch, out=out)
+        np.right_shift(out, kind(self.shift), out=out)
 
     @property
     def sign_at(self) -> int:
@@ -89,7 +94,7 @@ class Plan:
 
 @dataclass(frozen=True)
 class Steps:
-    """Conversion of IEEE-style words into a listed format: the code is the same from one start to the next."""
+    """Conversion of IEEE-style words into a listed format: one code from each start up to the next."""
 
     starts: np.ndarray              # source words, ascending: first all positive ones, then all negative ones
     codes: np.ndarray
@@ -100,8 +105,11 @@ class Steps:
 
 
 def _steps(source: Row, target: Row, rounding: str, limits, define) -> Plan | Steps:
-    """The first source word of every code, from the format's boundaries; a plan where words of 16 bits tell them
-    apart: each start, or the word before it, is a multiple of two units of the last place kept."""
+    """The first source word of every code, from the format's boundaries.
+
+    A Plan where words of 16 bits tell them apart: each start, or the word before it, is a multiple of two
+    units of the last place kept.
+    """
     infinity, sign = source.layout.inf, 1 << (source.width - 1)
     starts = set()
     for negative, edges in enumerate(listed.starts(target, rounding, limits)):
@@ -127,7 +135,8 @@ def plan(source: Row, target: Row, rounding: str, overflow: str) -> Plan | Steps
     rule, limits = rounding_rule(rounding), overflow_rule(overflow, target.special)
 
     def define(words):
-        return np.concatenate([convert_words(words[part], source, target, rule, limits) for part in chunks(words.size)])
+        parts = (words[part] for part in chunks(words.size))
+        return np.concatenate([convert_words(part, source, target, rule, limits) for part in parts])
 
     bits, kind = source.width, code_dtype(source).type
     if bits <= 16:
@@ -136,8 +145,8 @@ def plan(source: Row, target: Row, rounding: str, overflow: str) -> Plan | Steps
         return None
     if target.is_listed:
         return _steps(source, target, rounding, limits, define)
-    # Round to odd is invisible to a later rounding when two more bits are kept than the target can use, in every
-    # binade; below the source's normal range the kept quantum must still be a quarter of the target's.
+    # Round to odd is invisible to a later rounding when two more bits are kept than the target can use, in
+    # every binade; below the source's normal range the kept quantum must still be a quarter of the target's.
     shift = min(source.layout.man - target.precision - 1, target.layout.qmin - 2 - source.layout.qmin)
     if shift < 1:
         return None
@@ -148,7 +157,7 @@ def plan(source: Row, target: Row, rounding: str, overflow: str) -> Plan | Steps
 
 
 def _windowed_plan(source: Row, target: Row, shift: int, define) -> Plan | None:
-    """A table over the binades that matter: from an eighth of the smallest quantum to four times the largest value."""
+    """A table from an eighth of the smallest quantum up to four times the largest value."""
     man, kind, infinity = source.layout.man, code_dtype(source).type, source.layout.inf
     bias = 1 - source.layout.qmin - man
     low, high = target.layout.qmin - 3 + bias << man, target.emax + 2 + bias << man
@@ -157,7 +166,8 @@ def _windowed_plan(source: Row, target: Row, shift: int, define) -> Plan | None:
         return None
     words = kind(low) + (np.arange(count).astype(kind) << kind(shift))
     words = np.concatenate([words, words | kind(1 << (source.width - 1))])
-    table = define(np.where(words & kind(infinity) == kind(infinity), kind(0), words))     # beyond high: never looked up
+    unused = (words & kind(infinity)) == kind(infinity)         # beyond high: not numbers, never looked up
+    table = define(np.where(unused, kind(0), words))
     zero = define(np.array([0, 1 << (source.width - 1)], kind))
     return Plan(table, shift, define, low, high, infinity, zeros=bool((zero != table[[0, count]]).any()))
 
@@ -170,7 +180,7 @@ def value_table(row: Row, dtype: np.dtype) -> np.ndarray:
     return table
 
 
-_PAIR = {2: np.uint32, 4: np.uint64, 8: np.complex128}      # any dtype of twice the size: only its bytes matter
+_PAIR = {2: np.uint32, 4: np.uint64, 8: np.complex128}      # any dtype of twice the size: its bytes matter
 
 
 @lru_cache(maxsize=64)
