@@ -1,6 +1,7 @@
 """The command line. Thin: every command calls one room of the house.
 
-Exit codes: 0 done (`check`: pass), 1 the device differs, 2 bad input or usage, 3 not a run, 130 interrupted.
+Exit codes: 0 done (`check`: pass), 1 the device differs, 2 bad input or usage, 3 not a run, 130 interrupted,
+141 nobody read the output.
 """
 
 import argparse
@@ -9,6 +10,7 @@ import os
 import re
 import sys
 from fractions import Fraction
+from pathlib import Path
 
 import refq
 from refq.errors import InputError
@@ -16,21 +18,31 @@ from refq.files import write_whole
 from refq.formats import show, table
 from refq.formats.policies import OVERFLOWS, ROUNDINGS
 
-BAD_INPUT, INTERRUPTED = 2, 130
+BAD_INPUT, INTERRUPTED, UNREAD = 2, 130, 141        # as shells report SIGINT and SIGPIPE
+NEGATIVE = re.compile(r"-(\.?\d|inf|nan)", re.IGNORECASE)
+HUGE = re.compile(r"[ep][+-]?\d{5,}", re.IGNORECASE)     # exponents that would cost memory and minutes
 CODE = re.compile("0x[0-9a-f]+(_[0-9a-f]+)*|0b[01]+(_[01]+)*", re.IGNORECASE)
 
 
 def main(argv=None) -> int:
     """Run one command; returns the exit code."""
-    options = parser().parse_args(argv)
+    options = parser().parse_args(_operands_last(sys.argv[1:] if argv is None else argv))
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):              # a terminal that knows no "…" still gets its answer
+            stream.reconfigure(errors="backslashreplace")
     try:
-        return options.run(options) or 0
+        code = options.run(options) or 0
+        sys.stdout.flush()
+        return code
     except InputError as error:
         print(f"refq: {error}", file=sys.stderr)
         return BAD_INPUT
     except BrokenPipeError:                             # the reader of our output went away, as `| head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
+        return UNREAD                                   # never 0: a verdict nobody saw is no pass
+    except UnicodeDecodeError:
+        print("refq: the input is not text", file=sys.stderr)
+        return BAD_INPUT
     except OSError as error:
         print(f"refq: {error.filename or ''}: {error.strerror}", file=sys.stderr)
         return BAD_INPUT
@@ -39,11 +51,20 @@ def main(argv=None) -> int:
         return INTERRUPTED
 
 
+def _operands_last(words: list[str]) -> list[str]:
+    """`show` takes values such as -1/3 and -inf: behind `--` argparse does not take them for options."""
+    values = [word for word in words if NEGATIVE.match(word)]
+    if words[:1] != ["show"] or "--" in words or not values:
+        return words
+    return [*(word for word in words if word not in values), "--", *values]
+
+
 def parser() -> argparse.ArgumentParser:
     """The commands and their options."""
     top = argparse.ArgumentParser(
         prog="refq", description="Bit-exact reference for low-precision number formats.",
-        epilog="Exit codes: 0 done, 1 a device differs, 2 bad input, 3 not a run, 130 interrupted.")
+        epilog="Exit codes: 0 done, 1 a device differs, 2 bad input, 3 not a run, 130 interrupted, "
+               "141 nobody read the output.")
     top.add_argument("--version", action="version", version=f"refq {refq.__version__}")
     commands = top.add_subparsers(title="commands", metavar="COMMAND", required=True)
     for name, (build, run, words) in COMMANDS.items():
@@ -123,6 +144,8 @@ def _show(options) -> None:
 def _value(text: str):
     """A Fraction, or a float for inf, nan and -0. Raises InputError."""
     try:
+        if HUGE.search(text):
+            raise OverflowError
         if re.search("inf|nan", text, re.IGNORECASE) or re.fullmatch(r"-0*\.?0*", text):
             return float(text)
         if "0x" in text.lower():
@@ -165,6 +188,9 @@ def _build_quantize(command):
 
 
 def _quantize(options) -> None:
+    for path in (options.json, options.html):       # before the work, so that nothing is left behind
+        if path and not Path(path).absolute().parent.is_dir():
+            raise InputError(f"cannot write {path}: its folder does not exist")
     report = refq.quantize_model(
         options.model, options.output, options.dtype, options.method, include=options.include,
         exclude=options.exclude, export=options.export, rounding=options.round, recipe=options.recipe,
@@ -224,11 +250,25 @@ def _build_check(command):
     add("--device", metavar="COMMAND", help="command that reads header and operands and answers line by line")
     add("--nan", default="bits", choices=("bits", "any"),
         help="compare NaNs bit by bit (default), or accept any NaN")
-    add("--limit", type=int, default=10, metavar="N",
+    add("--limit", type=_count, default=10, metavar="N",
         help="failures to explain (default 10); all are counted")
-    add("--timeout", type=float, default=600, metavar="SECONDS",
+    add("--timeout", type=_seconds, default=600, metavar="SECONDS",
         help="for the whole run of the device (default 600)")
     add("--json", action="store_true", help="the verdict as JSON")
+
+
+def _count(text: str) -> int:
+    number = int(text)
+    if number < 0:
+        raise argparse.ArgumentTypeError(f"{text} is not a count; allowed are 0, 1, 2, ...")
+    return number
+
+
+def _seconds(text: str) -> float:
+    number = float(text)
+    if not 0 < number < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text} is not a time; allowed are seconds above 0")
+    return number
 
 
 def _check(options) -> int:
@@ -262,6 +302,7 @@ def _demo(options) -> int:
     from tqdm import tqdm
 
     from refq import demo
+    Path(options.output).mkdir(parents=True, exist_ok=True)
     form = "{l_bar}{bar:30}| {n_fmt}/{total_fmt} {desc} [{elapsed}]"
     with tqdm(total=1, bar_format=form, file=sys.stderr) as bar:
         def progress(step, steps, what):
