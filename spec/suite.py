@@ -141,8 +141,10 @@ def encode(value, fmt, rounding, rule, overflows=None, random=None):
     """The code of a scalar.Value in any format of the tables."""
     if fmt["kind"] in ("float", "int"):
         return scalar.encode(value, fmt, rounding, rule, overflows, random)
-    sign = -1 if value.negative else 1
-    x = sign * value.magnitude if value.kind == scalar.NUMBER else "-" * (sign < 0 and value.kind != "nan") + value.kind
+    if value.kind == scalar.NUMBER:
+        x = -value.magnitude if value.negative else value.magnitude
+    else:
+        x = "-inf" if value.negative and value.kind == scalar.INFINITE else value.kind
     return listed.encode(x, fmt, rounding, nonsat=rule["above"][0] != "max")
 
 

@@ -9,9 +9,11 @@ import pytest
 from hypothesis import given, settings, strategies as st
 
 import refq
+from refq.conformance.check import check
 from refq.errors import InputError
 from refq.formats import codec, values
 from refq.formats.listed import LNS, Codebook, Posit, Takum, boundaries, key
+from refq.formats.plot import number_line
 from refq.formats.rows import FORMATS, LISTED, registered
 from refq.formats.show import show_cast, show_code
 from refq.vectors import coverage
@@ -196,7 +198,8 @@ def test_posits_round_on_the_bit_string():
 
 
 def test_names():
-    assert refq.number_format("POSIT8") is LISTED["posit8"] and refq.number_format("normalfloat4") is LISTED["nf4"]
+    assert refq.number_format("POSIT8") is LISTED["posit8"]
+    assert refq.number_format("normalfloat4") is LISTED["nf4"]
     assert refq.number_format("posit10") == Posit("posit10", 10, ref="Posit Standard 2022")
     assert refq.number_format("takum_log12").variant == "log" and refq.number_format("lns6f2").frac == 2
     for name in ("takum8", "takum16"):
@@ -207,8 +210,8 @@ def test_names():
             refq.number_format(name)
 
 
-@pytest.mark.parametrize("name, rounding", [("posit8", "rtz"), ("takum_log8", "rup"), ("hif8", "rtz"), ("nf4", "rto"),
-                                            ("lns8f3", "rna")])
+@pytest.mark.parametrize("name, rounding", [
+    ("posit8", "rtz"), ("takum_log8", "rup"), ("hif8", "rtz"), ("nf4", "rto"), ("lns8f3", "rna")])
 def test_other_roundings_are_refused(name, rounding):
     with pytest.raises(InputError, match=f"{name} has no rounding '{rounding}'"):
         refq.encode(np.float32([1]), name, rounding)
@@ -251,6 +254,13 @@ def test_show():
     for name in LISTED:
         if LISTED[name].bits <= 8:
             assert all(show_code(LISTED[name], code) for code in range(1 << LISTED[name].bits))
+
+
+def test_number_lines_and_failure_lines(tmp_path):
+    assert number_line(SMALL, tmp_path / "lines.svg").stat().st_size > 1000
+    for name in SMALL:
+        judged = check(f"encode/f32-{name}/rne-sat/boundary", lambda codes: np.zeros(codes.size, np.uint8))
+        assert judged.exit_code == 1 and f"refq show {name}" in judged.text() and "[LIST-" in judged.text()
 
 
 def test_boundary_operands_are_complete():

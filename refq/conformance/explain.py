@@ -104,7 +104,8 @@ def difference(row, got: int | None, want: int) -> str:
         return "has unknown bits"
     if got >= 1 << row.width:
         return "is not a code of the format"
-    a, b = (value if isinstance(value, str) else key(value) for value in (meaning(row, got), meaning(row, want)))
+    a, b = (value if isinstance(value, str) else key(value)
+            for value in (meaning(row, got), meaning(row, want)))
     if isinstance(a, str) or isinstance(b, str):
         if a == b:
             return f"is another {a} code"
@@ -128,7 +129,9 @@ def _rank(row, code: int) -> int:
     """Place of a finite code among the magnitudes of its sign."""
     if not row.is_listed:
         return split(row.layout, code >> row.layout.pad)[1]
-    return sum(0 < abs(key(value)) <= abs(key(row.meanings[code])) for value, _ in row.ascending)
+    place = key(row.meanings[code])
+    between = (place, 0) if place < 0 else (0, place)
+    return sum(key(value) != 0 and between[0] <= key(value) <= between[1] for value, _ in row.ascending)
 
 
 def _minus_zero(row, code: int) -> bool:

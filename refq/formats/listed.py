@@ -50,7 +50,7 @@ class Irrational:
 class Rung(NamedTuple):
     """Magnitudes above `boundary` (and it, when `closed`) take `code`, up to the next rung.
 
-    The first rung has no boundary: it takes every smaller nonzero magnitude. code None: past the largest value.
+    The first rung has no boundary: it takes every smaller nonzero magnitude. code None: past the last value.
     """
 
     code: int | None
@@ -224,7 +224,8 @@ class Codebook(Listed):
 
     @cached_property
     def ascending(self) -> list[tuple]:
-        return sorted((Fraction(value), code) for code, value in enumerate(self.values) if code != self.minus_zero)
+        return sorted((Fraction(value), code) for code, value in enumerate(self.values)
+                      if code != self.minus_zero)
 
     def rungs(self, rounding: str, negative: bool) -> list[Rung]:
         first, found = None, []
@@ -247,7 +248,9 @@ class Codebook(Listed):
 
 
 # Whether a midpoint goes to the upper value, by the sign of the midpoint.
-_TIES = {"lower": lambda middle: False, "toward-zero": lambda middle: middle < 0, "away": lambda middle: middle > 0}
+_TIES = {"lower": lambda middle: False,
+         "toward-zero": lambda middle: middle < 0,
+         "away": lambda middle: middle > 0}
 
 
 def _boundary(low: Fraction, high: Fraction, rounding: str, tie: str) -> tuple[Fraction, bool]:
@@ -295,7 +298,8 @@ class _Extended(Listed):
     def rungs(self, rounding: str, negative: bool) -> list[Rung]:
         first, *codes = self.positive()
         signed = (lambda code: (1 << self.bits) - code) if negative else int
-        return [Rung(signed(first)), *(Rung(signed(code), edge, code % 2 == 0) for code, edge in zip(codes, self.edges))]
+        found = (Rung(signed(code), edge, code % 2 == 0) for code, edge in zip(codes, self.edges))
+        return [Rung(signed(first)), *found]
 
 
 def _check_size(row, least: int, most: int = 16):
@@ -356,7 +360,8 @@ class Takum(_Extended):
     def __post_init__(self):
         _check_size(self, 3)
         if self.variant not in ("linear", "log"):
-            raise InputError(f"{self.name}: variant {self.variant!r} is not known; allowed are linear and log")
+            raise InputError(f"{self.name}: variant {self.variant!r} is not known; "
+                             "allowed are linear and log")
 
     def of_string(self, code: int, bits: int):
         return _takum(code, bits, self.variant)
@@ -423,7 +428,7 @@ def _hifloat8(body: int) -> Fraction:
 
 @dataclass(frozen=True)
 class LNS(Listed):
-    """Logarithmic numbers: a sign and a two's-complement exponent with `frac` fraction bits (Spec: LIST-7)."""
+    """Logarithmic numbers: a sign and a two's-complement exponent with `frac` fraction bits (LIST-7)."""
 
     name: str
     bits: int
@@ -437,8 +442,8 @@ class LNS(Listed):
     def __post_init__(self):
         _check_size(self, 3)
         if not 0 <= self.frac <= 8 or self.bits - self.frac > 11:
-            raise InputError(f"{self.name}: frac={self.frac} is not allowed; 0 to 8 are, and bits - frac up to 11, "
-                             f"got {self.bits - self.frac}")
+            raise InputError(f"{self.name}: frac={self.frac} is not allowed with {self.bits} bits; "
+                             "0 to 8 are, and bits - frac up to 11")
 
     @property
     def reserved(self) -> int:
@@ -505,12 +510,12 @@ def significant_bits(value: Fraction) -> int:
     return odd.bit_length() - ((odd & -odd).bit_length() - 1 if odd else 0)
 
 
-# ---------------------------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------------------------------------
 # rounding by search
 
 @dataclass(frozen=True)
 class Ladder:
-    """The rungs of both signs as arrays: rung i of a side starts at significand m[i] * 2^(exponent[i] - 63)."""
+    """The rungs of both signs as arrays: rung i starts at m[i] * 2^(exponent[i] - 63), in magnitude."""
 
     exponent: np.ndarray
     m: np.ndarray
@@ -536,7 +541,8 @@ def ladder(row, rounding: str, limits) -> Ladder:
         starts += [_start(rung) for rung in rungs]
         codes += [outcome(row, limits.above, negative) if rung.code is None else rung.code for rung in rungs]
     exponent, m = zip(*starts)
-    return Ladder(np.array(exponent, np.int64), np.array(m, np.uint64), np.array(codes, np.uint64), tuple(sides))
+    return Ladder(np.array(exponent, np.int64), np.array(m, np.uint64), np.array(codes, np.uint64),
+                  tuple(sides))
 
 
 def _start(rung: Rung) -> tuple[int, int]:
@@ -590,7 +596,8 @@ def outcome(row, chain, negative: bool) -> int:
     """The code of the first word of a chain (OVER-*) that the format can express, on one side."""
     if row.own_specials:
         return row.nan_code
-    infinity = next((code for code in row.inf_codes if row.meanings[code] == (NEG_INF if negative else INF)), None)
+    wanted = NEG_INF if negative else INF
+    infinity = next((code for code in row.inf_codes if row.meanings[code] == wanted), None)
     codes = {"max": row.ascending[0 if negative else -1][1], "inf": infinity, "nan": row.nan_code}
     return next((codes[word] for word in chain if codes[word] is not None), codes["max"])
 
@@ -610,14 +617,14 @@ def boundaries(row, rounding="rne", negative=False) -> list:
     return [rung.boundary for rung in row.rungs(rule_of(row, rounding), negative)[1:]]
 
 
-# ---------------------------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------------------------------------
 # as a source, and decoded
 
 def taken_apart(codes, row) -> tuple[np.ndarray, ...]:
     """The fields of definition.Parts for flat codes. Raises InputError where values are irrational."""
     if not row.exact:
-        raise InputError(f"values of {row.name} are irrational, so it cannot be the source of an exact conversion; "
-                         "decode it first")
+        raise InputError(f"values of {row.name} are irrational, so it cannot be the source of an exact "
+                         "conversion; decode it first")
     return tuple(column[codes] for column in _columns(row))
 
 
@@ -626,19 +633,21 @@ def _columns(row) -> tuple[np.ndarray, ...]:
     table = []
     for code, value in enumerate(row.meanings):
         if isinstance(value, str) or value == 0:
-            table.append((value == NEG_INF or code == row.minus_zero, 0, -1, value == NAN, value in (INF, NEG_INF)))
+            negative = value == NEG_INF or code == row.minus_zero
+            table.append((negative, 0, -1, value == NAN, value in (INF, NEG_INF), 0))
         else:
-            exponent = floor_log2(abs(value))
-            table.append((value < 0, abs(value.numerator) << 64 >> value.numerator.bit_length(), exponent, False, False))
-    columns = [np.array(column, kind) for column, kind in zip(zip(*table), (bool, np.uint64, np.int64, bool, bool))]
-    return (*columns, np.zeros(len(table), np.uint64))
+            m = abs(value.numerator) << 64 >> value.numerator.bit_length()      # the top bit at 63
+            table.append((value < 0, m, floor_log2(abs(value)), False, False, 0))
+    kinds = (bool, np.uint64, np.int64, bool, bool, np.uint64)
+    return tuple(np.array(column, kind) for column, kind in zip(zip(*table), kinds))
 
 
 @lru_cache(maxsize=64)
 def value_list(row, dtype: np.dtype) -> np.ndarray:
     """The value of every code, exact or (irrational ones) correctly rounded to nearest. Spec: LIST-1."""
     precision = np.finfo(dtype).nmant + 1
-    table = [-0.0 if code == row.minus_zero else _as_float(value, precision) for code, value in enumerate(row.meanings)]
+    table = [-0.0 if code == row.minus_zero else _as_float(value, precision)
+             for code, value in enumerate(row.meanings)]
     return np.array(table).astype(dtype)
 
 
@@ -659,11 +668,11 @@ def holds(dtype, row) -> bool:
     if any(abs(value) > Fraction(float(info.max)) or abs(value) < Fraction(2) ** least for value in values):
         return False
     quantum = Fraction(2) ** (int(info.minexp) - info.nmant)
-    return not row.exact or all(significant_bits(value) <= info.nmant + 1 and (value / quantum).denominator == 1
-                                for value in values)
+    return not row.exact or all(
+        significant_bits(value) <= info.nmant + 1 and (value / quantum).denominator == 1 for value in values)
 
 
-# ---------------------------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------------------------------------
 # the rows
 
 def _single(*values: float, divisor: float = 1) -> tuple[float, ...]:
@@ -681,7 +690,8 @@ ROWS = [
         0.7229568362236023, 1), ref=_BITSANDBYTES, aka=("normalfloat4", "bnb_nf4")),
     Codebook("af4", _single(
         1, 0.72424863, 0.55496234, 0.42563882, 0.31675666, 0.21961274, 0.12934483, 0.04273164, 0, -0.04934812,
-        -0.14982478, -0.25607552, -0.3736951, -0.51243739, -0.69441008, -1), ref=_BITSANDBYTES, aka=("bnb_af4",)),
+        -0.14982478, -0.25607552, -0.3736951, -0.51243739, -0.69441008, -1),
+        ref=_BITSANDBYTES, aka=("bnb_af4",)),
     Codebook("bnb_fp4", _single(
         0, 0.0625, 8, 12, 4, 6, 2, 3, -0.0, -0.0625, -8, -12, -4, -6, -2, -3, divisor=12), tie="toward-zero",
         ref=_BITSANDBYTES),
@@ -691,5 +701,5 @@ ROWS = [
     *(Takum(f"takum_{variant}{bits}", bits, variant, ref="Hunhold 2024, Beating Posits at Their Own Game")
       for variant in ("linear", "log") for bits in (8, 16)),
     HiFloat8("hif8", ref="Luo et al. 2024, Ascend HiFloat8", aka=("hifloat8",)),
-    LNS("lns8f3", 8, 3),
+    LNS("lns8f3", 8, 3, ref="LIST-7"),
 ]

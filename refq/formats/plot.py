@@ -8,6 +8,7 @@ import numpy as np
 from refq.errors import InputError
 from refq.files import write_whole
 from refq.formats import codec
+from refq.formats.listed import key
 from refq.formats.names import number_format
 from refq.formats.rows import Row
 from refq.formats.table import limit
@@ -45,7 +46,7 @@ def _figure(rows: list[Row]):
     figure = Figure(figsize=(12, 1.5 * len(rows) + 1.4), layout="constrained")
     linear, logarithmic = figure.subplots(2, 1)
     for place, row in enumerate(rows):
-        values, largest = _values(row), float(max(row.max, -row.lowest))
+        values, largest = _values(row), float(max(key(row.max), -key(row.lowest)))
         positive = values[values > 0]
         edge = float(row.min_normal or 0)
         _strip(linear, place, values / largest, edge / largest, values)
@@ -59,7 +60,7 @@ def _figure(rows: list[Row]):
 
 
 def _values(row: Row):
-    codes = np.arange(1 << row.bits).astype(codec.code_dtype(row)) << row.layout.pad
+    codes = np.arange(1 << row.bits).astype(codec.code_dtype(row)) << (row.width - row.bits)
     values = codec.decode(codes, row, np.float64)
     return np.unique(values[np.isfinite(values)]) + 0.0         # + 0.0: one zero, without sign
 

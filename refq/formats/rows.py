@@ -249,7 +249,7 @@ _ROWS: list[Row] = [
 ]
 
 FORMATS: dict[str, Row] = {row.name: row for row in _ROWS}
-LISTED: dict[str, listed.Listed] = {row.name: row for row in listed.ROWS}       # values in code order, no fields
+LISTED: dict[str, listed.Listed] = {row.name: row for row in listed.ROWS}       # by value, not by fields
 
 
 @contextmanager

@@ -88,7 +88,8 @@ def _show_listed(row: Row, code: int) -> list[tuple[str, str]]:
     if isinstance(value, str):
         return lines
     if value:
-        lines.append(("nearest float64" if isinstance(value, Irrational) else "hex float", float(key(value)).hex()))
+        label = "nearest float64" if isinstance(value, Irrational) else "hex float"
+        lines.append((label, float(key(value)).hex()))
     below, above = _around(row, value)
     return [*lines,
             ("next below", "none: the least value" if below is None else described(row, below[1])),

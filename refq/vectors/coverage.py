@@ -97,7 +97,8 @@ def points(target) -> Iterator[Magnitude]:
     """Magnitudes where a rounding of the target can change: values and midpoints, also past the end."""
     if target.is_listed:
         yield from magnitudes(target)
-        yield from (_dyadic(edge) for negative in (False, True) for edge in boundaries(target, negative=negative))
+        for negative in (False, True):
+            yield from map(_dyadic, boundaries(target, negative=negative))
         return
     for index in range(target.layout.top_index + 2):
         yield target.layout.magnitude(index)
@@ -105,11 +106,11 @@ def points(target) -> Iterator[Magnitude]:
 
 
 def magnitudes(row) -> Iterator[Magnitude]:
-    """The magnitude of every finite value, from the smallest code up; of an irrational one 64 bits and a half."""
+    """The magnitude of every finite value; of an irrational one a stand-in (Irrational.inside)."""
     if row.is_listed:
         yield from (_dyadic(value) for value, _ in row.ascending)
     else:
-        yield from (row.layout.magnitude(index) for index in range(row.layout.first, row.layout.top_index + 1))
+        yield from map(row.layout.magnitude, range(row.layout.first, row.layout.top_index + 1))
 
 
 def _dyadic(value) -> Magnitude:

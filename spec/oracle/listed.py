@@ -96,7 +96,8 @@ def _posit(code, fmt):
     rest = text[run + 1:]
     exponent = int((rest[:es] + "0" * es)[:es] or "0", 2)
     fraction = rest[es:]
-    value = (1 + Fraction(int(fraction or "0", 2), 1 << len(fraction))) * Fraction(2) ** (2 ** es * regime + exponent)
+    significand = 1 + Fraction(int(fraction or "0", 2), 1 << len(fraction))
+    value = significand * Fraction(2) ** (2 ** es * regime + exponent)
     return -value if negative else value
 
 
@@ -185,7 +186,8 @@ def _choose(x, below, above, rounding, tie):
     if x - below != above - x:
         return below if x - below < above - x else above
     tie = {"rne": tie, "rna": "away", "rnz": "toward-zero"}[rounding]
-    return {"lower": below, "away": max(below, above, key=abs), "toward-zero": min(below, above, key=abs)}[tie]
+    less, more = sorted((below, above), key=abs)
+    return {"lower": below, "away": more, "toward-zero": less}[tie]
 
 
 def _signed(function):
