@@ -698,8 +698,8 @@ ROWS = [
     Codebook("ternary", (-1.0, 0.0, 1.0), tie="toward-zero", ref="BitNet b1.58; GGML TQ1_0 digits"),
     Posit("posit8", 8, ref="Posit Standard 2022", aka=("posit8_es2",)),
     Posit("posit16", 16, ref="Posit Standard 2022", aka=("posit16_es2",)),
-    *(Takum(f"takum_{variant}{bits}", bits, variant, ref="Hunhold 2024, Beating Posits at Their Own Game")
+    *(Takum(f"takum_{variant}{bits}", bits, variant, ref="libtakum 543811a")
       for variant in ("linear", "log") for bits in (8, 16)),
-    HiFloat8("hif8", ref="Luo et al. 2024, Ascend HiFloat8", aka=("hifloat8",)),
+    HiFloat8("hif8", ref="ddddwee1/HiFloat8; en_dtypes 0.0.4", aka=("hifloat8",)),
     LNS("lns8f3", 8, 3, ref="LIST-7"),
 ]
