@@ -4,7 +4,6 @@ A data type outside the table is named by rule: `<element>_<scale format>_<t<N>|
 `int4_bfloat16_t32` or `e4m3fn_float32_channel`; a bare number format is the unscaled cast. Spec: BLOCK-2.
 """
 
-import difflib
 import re
 from dataclasses import dataclass
 from fractions import Fraction
@@ -12,7 +11,7 @@ from functools import lru_cache
 
 from refq.errors import InputError
 from refq.formats.codec import code_dtype, exact_in
-from refq.formats.names import number_format
+from refq.formats.names import nearest, number_format
 from refq.formats.rows import Row, registered_in
 
 RULES = {
@@ -59,9 +58,10 @@ class Block:
 
     def _check_scaled(self, element: Row, scale: Row):
         """What the arithmetic of quantize.py needs to be exact."""
-        if element.is_listed or scale.is_listed:
-            raise InputError(f"{self.name}: {(element if element.is_listed else scale).name} is a listed format "
-                             "(LIST-1), which no scale rule here takes")
+        for row in (element, scale):
+            if row.is_listed:
+                raise InputError(f"{self.name}: {row.name} is a listed format (LIST-1), "
+                                 "which no scale rule here takes")
         floor, amax = self.rule == "floor", self.rule == "amax"
         width = element.precision + scale.precision + (24 if self.outer else 0)
         for wrong, words in (
@@ -144,9 +144,7 @@ def data_type(name) -> Block:
     try:
         return _unscaled(number_format(key))
     except InputError as error:
-        near = difflib.get_close_matches(key, list(spellings), 4, 0.6)
-        nearest = f"; nearest names: {', '.join(near)}" if near else ""
-        raise InputError(f"data type {name!r} is not known{nearest}; and {error}") from None
+        raise InputError(f"data type {name!r} is not known{nearest(key, spellings)}; and {error}") from None
 
 
 def _unscaled(row: Row) -> Block:

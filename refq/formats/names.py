@@ -5,7 +5,6 @@ import re
 from functools import lru_cache
 
 from refq.errors import InputError
-from refq.formats import values
 from refq.formats.listed import LNS, Posit, Takum
 from refq.formats.rows import FORMATS, LISTED, Float, Int, Row, p3109
 
@@ -18,11 +17,14 @@ AMBIGUOUS: dict[str, tuple[str, ...]] = {
     "float6": ("e2m3", "e3m2"),
     "binary8p3": ("binary8p3se", "binary8p3sf", "e5m2fnuz"),
     "binary8p4": ("binary8p4se", "binary8p4sf", "e4m3fnuz"),
-    "takum8": ("takum_log8", "takum_linear8"),       # libtakum's is logarithmic, Universal's linear
-    "takum16": ("takum_log16", "takum_linear16"),
     "e5m3": ("ue5m3", "e5m3fn"),
-    **{f"tcast:binary8p{p}": (f"tcast:e{8 - p}m{p - 1}b{2 ** (7 - p)}inuz", f"tcast:e{8 - p}m{p - 1}b{2 ** (7 - p)}fnuz")
-       for p in (3, 4, 5)},         # TensorCast's parser says the first, its predefined constants are the second
+    # libtakum's takums are logarithmic, Universal's are linear
+    "takum8": ("takum_log8", "takum_linear8"),
+    "takum16": ("takum_log16", "takum_linear16"),
+    # TensorCast's parser says the first, its predefined constants are the second
+    "tcast:binary8p3": ("tcast:e5m2b16inuz", "tcast:e5m2b16fnuz"),
+    "tcast:binary8p4": ("tcast:e4m3b8inuz", "tcast:e4m3b8fnuz"),
+    "tcast:binary8p5": ("tcast:e3m4b4inuz", "tcast:e3m4b4fnuz"),
 }
 
 # Few digits, so that no name costs memory or minutes.
@@ -40,9 +42,9 @@ def number_format(name) -> Row:
     """The row of a number format from any of its spellings; a row is returned as it is.
 
     name: a canonical name, an alias (ml_dtypes, ONNX, MLIR, torch), a P3109 name, by rule
-    `[u]eXmY[bZ](ieee|fn|fnuz|finite|scale)`, or TensorCast's spelling behind `tcast:`. Case does not matter.
-    Spec: VAL-8.
-    Raises InputError for unknown and for ambiguous spellings, naming the candidates.
+    `[u]eXmY[bZ](ieee|fn|fnuz|finite|scale)` or like `posit12`, `takum_log12` and `lns8f3`, or TensorCast's
+    spelling behind `tcast:`. Case does not matter.
+    Raises InputError for unknown and for ambiguous spellings, naming the candidates. Spec: VAL-8.
     """
     if isinstance(name, Row):
         return name
@@ -52,12 +54,18 @@ def number_format(name) -> Row:
     row = aliases().get(key) or _by_rule(key)
     if row is not None:
         return row
-    if key in AMBIGUOUS:
-        raise InputError(f"number format {name!r} is ambiguous; say which: {', '.join(AMBIGUOUS[key])}")
+    candidates = AMBIGUOUS.get(key)
     if shape := _MINIFLOAT.fullmatch(key):
-        raise InputError(f"number format {name!r} is ambiguous; say which: {', '.join(_spelled_out(*shape.groups()))}")
-    near = difflib.get_close_matches(key, list(aliases()), 4, 0.6)
-    raise InputError(f"number format {name!r} is not known" + (f"; nearest names: {', '.join(near)}" if near else ""))
+        candidates = candidates or _spelled_out(key, *shape.groups())
+    if candidates:
+        raise InputError(f"number format {name!r} is ambiguous; say which: {', '.join(candidates)}")
+    raise InputError(f"number format {name!r} is not known{nearest(key, aliases())}")
+
+
+def nearest(key: str, known) -> str:
+    """The end of a refusal: the known names that look like a key, or nothing."""
+    near = difflib.get_close_matches(key, list(known), 4, 0.6)
+    return f"; nearest names: {', '.join(near)}" if near else ""
 
 
 def aliases() -> dict[str, Row]:
@@ -70,8 +78,9 @@ def _aliases(rows: tuple[Row, ...]) -> dict[str, Row]:
     return {spelling.lower(): row for row in rows for spelling in (row.name, *row.aka)}
 
 
-def _spelled_out(unsigned: str, exp: str, man: str, bias: str | None, special: str | None) -> list[str]:
+def _spelled_out(key: str, unsigned: str, exp: str, man: str, bias, special) -> list[str]:
     """What a spelling that says too little could mean. An fnuz without a bias has two in use (VAL-8)."""
+    _check_size(key, int(exp), int(man))
     stem, half = f"{unsigned}e{exp}m{man}", 2 ** (int(exp) - 1)
     if special == "fnuz":
         return [f"{stem}b{half}fnuz", f"{stem}b{half - 1}fnuz (TensorCast's tcast:{stem}fnuz)"]
@@ -104,8 +113,11 @@ def _by_rule(key: str) -> Row | None:
 
 
 def _tensorcast(key: str, exp, man, bias, special, unsigned, bits) -> Row:
-    """TensorCast's grammar: the default bias is 2^(E-1) - 1 under every suffix, `inuz` is P3109's rule, and a signed
-    integer of K bits is sign and magnitude with one integer bit and no -0."""
+    """TensorCast's grammar.
+
+    The default bias is 2^(E-1) - 1 under every suffix, `inuz` is P3109's rule, and a signed integer of K bits
+    is sign and magnitude with one integer bit and no -0.
+    """
     if bits and unsigned:
         return _integer(int(bits), signed=False)
     if bits:
@@ -125,15 +137,23 @@ def _integer(bits: int, signed: bool) -> Row:
 
 def _float(name: str, exp: int, man: int, bias: int | None, special: str, signed: bool = True) -> Row:
     """A float by rule, under its shortest spelling; the row of the table where it says the same."""
-    if not 1 <= exp <= 11 or not 0 <= man <= 52:
-        raise InputError(f"number format {name!r}: allowed are 1 to 11 exponent bits and 0 to 52 trailing bits")
+    _check_size(name, exp, man)
     usual = 2 ** (exp - 1) - 1
     bias = usual if bias is None else bias
     if bias > LARGEST_BIAS:
         raise InputError(f"number format {name!r}: its bias is too large; allowed are 0 to {LARGEST_BIAS}")
-    if special in values.SPECIALS and not special.startswith("p3109"):
-        sign = "" if signed or special == "scale" else "u"
-        name = f"{sign}e{exp}m{man}{'' if bias == usual and special != 'fnuz' else f'b{bias}'}{special}"
-    row = Float(name, exp, man, bias, special, signed=signed, tie="up" if special == "scale" else "even", ref="by rule (VAL-8)")
-    return next((known for known in FORMATS.values() if known.layout == row.layout and known.tie == row.tie
-                 and known.special == special), row)
+    scale = special == "scale"
+    if not special.startswith("p3109"):
+        sign = "" if signed or scale else "u"
+        biased = "" if bias == usual and special != "fnuz" else f"b{bias}"
+        name = f"{sign}e{exp}m{man}{biased}{special}"
+    row = Float(name, exp, man, bias, special, signed, tie="up" if scale else "even", ref="by rule (VAL-8)")
+    meaning = (row.layout, row.tie, row.special)
+    same = (known for known in FORMATS.values() if (known.layout, known.tie, known.special) == meaning)
+    return next(same, row)
+
+
+def _check_size(name: str, exp: int, man: int):
+    if not 1 <= exp <= 11 or not 0 <= man <= 52:
+        raise InputError(f"number format {name!r}: allowed are 1 to 11 exponent bits "
+                         "and 0 to 52 trailing bits")
