@@ -21,10 +21,10 @@ from refq.blocks import packing
 from refq.blocks.rows import Block, data_type
 from refq.errors import InputError
 from refq.formats import codec
+from refq.formats.definition import CHUNK
 from refq.formats.names import number_format
 from refq.formats.policies import rounding_rule
 
-CHUNK = codec.CHUNK
 OVERFLOW = "sat"            # what elements and scales do beyond their range (Spec: BLOCK-4)
 RECIPES = {
     "ocp": ("floor", "OCP MX 6.3, with refq's choices for what it leaves open (BLOCK-3 to BLOCK-8)"),

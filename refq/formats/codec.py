@@ -1,14 +1,15 @@
-"""Codes from values and values from codes, on whole arrays: what users call. The rules are in definition.py."""
+"""Codes from values and values from codes, on whole arrays: what users call. definition.py has the rules."""
 
 import numpy as np
 
 from refq.errors import InputError
 from refq.formats import listed
-from refq.formats.definition import CHUNK, chunks, code_dtype, convert_words, values_of
+from refq.formats.definition import chunks, code_dtype, convert_words, values_of
 from refq.formats.fast import STEP, pair_table, plan, value_table
 from refq.formats.names import number_format
 from refq.formats.policies import overflow_rule, rounding_rule
 from refq.formats.rows import Int, Row
+from refq.formats.values import check_code
 
 TABLE_FROM = 1 << 12        # smaller arrays go through the definition: filling a table would cost more
 PAIRS_FROM = 1 << 14        # smaller arrays are decoded one code at a time
@@ -18,7 +19,7 @@ _INTEGER_SOURCES = {np.dtype(f"{kind}{bits // 8}"): Int(f"{word}{bits}", bits, s
                     for kind, word in (("i", "int"), ("u", "uint")) for bits in (8, 16, 32, 64)}
 
 
-# ---------------------------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------------------------------------
 # the public three
 
 def encode(x, format, rounding="rne", overflow="sat", random_bits=None, random_width=None, out=None):
@@ -51,10 +52,11 @@ def decode(codes, format, dtype=np.float32, out=None):
     return _deliver(result, out)
 
 
-def convert(codes, source, target, rounding="rne", overflow="sat", random_bits=None, random_width=None, out=None):
+def convert(codes, source, target, rounding="rne", overflow="sat", random_bits=None, random_width=None,
+            out=None):
     """Codes of one format to codes of another with a single rounding, no float in between (Spec: CAST-4).
 
-    codes: array of unsigned integers below 2^width of the source format. Other arguments and errors as `encode`.
+    codes: array of unsigned integers below 2^width of the source format. The rest and errors as in `encode`.
     """
     source, target = number_format(source), number_format(target)
     codes = _codes_array(codes, source)
@@ -66,13 +68,14 @@ def convert(codes, source, target, rounding="rne", overflow="sat", random_bits=N
 
 
 def encoder(source: Row, target: Row, rounding="rne", overflow="sat", size=1 << 62, random_width=None):
-    """A function (words, room, random_bits=None) that converts flat source codes into flat room, any number of times.
+    """A function (words, room, random_bits=None) that converts flat source codes into flat room.
 
-    It owns its scratch memory, so a loop over pieces of one array makes it once. size: values expected in all; a few
-    are converted by the definition, many by a table.
+    It owns its scratch memory, so a loop over pieces of one array makes it once and calls it for each piece.
+    size: values expected in all; a few are converted by the definition, many by a table.
     """
     rule, limits = rounding_rule(rounding), overflow_rule(overflow, target.special)
-    fast = plan(source, target, rounding, overflow) if size >= TABLE_FROM and not rule.stochastic else None
+    tabulated = size >= TABLE_FROM and not rule.stochastic
+    fast = plan(source, target, rounding, overflow) if tabulated else None
     if fast is None:
         def run(words, room, random_bits=None):
             for part in chunks(words.size):
@@ -104,7 +107,7 @@ def decoder(row: Row, dtype: np.dtype, size=1 << 62):
         for part in chunks(words.size, STEP):
             i = index[: words[part].size]
             i[...] = words[part]
-            table.take(i, out=room[part], mode="clip")      # indices are in range; "clip" avoids a buffered copy
+            table.take(i, out=room[part], mode="clip")      # all are in range; "clip" avoids a buffered copy
 
     def run(codes, room):
         even = codes.size & ~1 if pairs is not None else 0
@@ -115,18 +118,18 @@ def decoder(row: Row, dtype: np.dtype, size=1 << 62):
 
 
 def source_row(dtype: np.dtype) -> Row:
-    """The number format of a numpy dtype. Raises InputError for one that refq does not take values from (CAST-2)."""
+    """The number format of a numpy dtype. Raises InputError for one that is not a source (CAST-2)."""
     dtype = np.dtype(dtype)
     if dtype in _INTEGER_SOURCES:
         return _INTEGER_SOURCES[dtype]
     names = {"float64": "binary64", "float32": "binary32", "float16": "binary16", "bfloat16": "bfloat16"}
     if dtype.name not in names or not dtype.isnative:
-        raise InputError(f"values of dtype {dtype} are not accepted; allowed are float64, float32, float16, bfloat16 and "
-                         "integers, in native byte order")
+        raise InputError(f"values of dtype {dtype} are not accepted; allowed are float64, float32, float16, "
+                         "bfloat16 and integers, in native byte order")
     return number_format(names[dtype.name])
 
 
-# ---------------------------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------------------------------------
 # arguments and results
 
 def _words(x):
@@ -139,9 +142,8 @@ def _codes_array(codes, row: Row):
     if codes.dtype.kind not in "ui":
         raise InputError(f"codes of {row.name} must be unsigned integers, got dtype {codes.dtype}")
     if codes.size and (codes.dtype.kind == "i" or 8 * codes.itemsize > row.width):
-        least, most = int(codes.min()), int(codes.max())
-        if least < 0 or most >= 1 << row.width:
-            raise InputError(f"{least if least < 0 else most:#x} is not a {row.name} code; allowed are 0 to {(1 << row.width) - 1:#x}")
+        check_code(row, int(codes.min()))
+        check_code(row, int(codes.max()))
     return np.ascontiguousarray(codes, dtype=code_dtype(row)).reshape(codes.shape)
 
 
@@ -152,7 +154,8 @@ def float_dtype(dtype) -> np.dtype:
     except TypeError:
         found = None
     if found not in (np.float64, np.float32, np.float16):
-        raise InputError(f"cannot decode into dtype {dtype}; allowed are float64, float32 and float16, in native byte order")
+        raise InputError(f"cannot decode into dtype {dtype}; allowed are float64, float32 and float16, "
+                         "in native byte order")
     return found
 
 
@@ -167,19 +170,21 @@ def exact_in(row: Row, dtype) -> bool:
 
 def _refuse_inexact(row: Row, dtype: np.dtype):
     if not exact_in(row, dtype):
-        raise InputError(f"not every value of {row.name} is exact in {dtype}; decode into a wider dtype, or use "
-                         "refq.formats.values.exact for fractions")
+        raise InputError(f"not every value of {row.name} is exact in {dtype}; decode into a wider dtype, "
+                         "or use refq.formats.values.exact for fractions")
 
 
 def random_operand(rule, random_bits, width, shape):
     """The random operand as flat uint64, or None for a deterministic rule."""
     if not rule.stochastic:
         if random_bits is not None or width is not None:
-            raise InputError(f"rounding {rule.name!r} takes no random_bits; the stochastic ones are sra, srb and src")
+            raise InputError(f"rounding {rule.name!r} takes no random_bits; "
+                             "the stochastic ones are sra, srb and src")
         return None
     whole = isinstance(width, (int, np.integer)) and not isinstance(width, bool)
     if random_bits is None or not whole or not 1 <= width <= 32:
-        raise InputError(f"rounding {rule.name!r} needs random_bits and a random_width of 1 to 32, got random_width={width!r}")
+        raise InputError(f"rounding {rule.name!r} needs random_bits and a random_width of 1 to 32, "
+                         f"got random_width={width!r}")
     bits = np.asarray(random_bits)
     if bits.dtype.kind not in "ui" or bits.size and (int(bits.min()) < 0 or int(bits.max()) >> width):
         raise InputError(f"random_bits must be integers from 0 to 2^{width} - 1")
@@ -193,9 +198,11 @@ def _result(out, shape, dtype, operand):
     """A C-contiguous array to fill: `out` itself where it is one and shares no memory with the operand."""
     if out is None:
         return np.empty(shape, dtype)
-    if not isinstance(out, np.ndarray) or out.shape != tuple(shape) or out.dtype != dtype or not out.flags.writeable:
+    fits = isinstance(out, np.ndarray) and out.shape == tuple(shape) and out.dtype == dtype
+    if not fits or not out.flags.writeable:
         raise InputError(f"out must be a writeable array of shape {tuple(shape)} and dtype {np.dtype(dtype)}")
-    return out if out.flags.c_contiguous and not np.may_share_memory(out, operand) else np.empty(shape, dtype)
+    apart = out.flags.c_contiguous and not np.may_share_memory(out, operand)
+    return out if apart else np.empty(shape, dtype)
 
 
 def _deliver(result, out):
