@@ -226,6 +226,8 @@ def _spread(scale, shape, axis, block_size):
 # -- the operators, as onnx.reference finds them: by class name, attributes by name -------------------------
 
 class Conv(OpRun):
+    """Conv in 1 to 3 dimensions as shifted matrix products."""
+
     def _run(self, x, w, b=None, auto_pad=None, dilations=None, group=None, kernel_shape=None, pads=None,
              strides=None):
         if x.shape[1] != w.shape[1] * group or len(w) % group:
@@ -237,6 +239,8 @@ class Conv(OpRun):
 
 
 class MaxPool(OpRun):
+    """MaxPool over sliding windows, with Indices where asked for."""
+
     def _run(self, x, auto_pad=None, ceil_mode=None, dilations=None, kernel_shape=None, pads=None,
              storage_order=None, strides=None):
         win = window(x.shape[2:], kernel_shape, strides, dilations, pads, auto_pad, ceil_mode)
@@ -246,6 +250,8 @@ class MaxPool(OpRun):
 
 
 class AveragePool(OpRun):
+    """AveragePool over sliding windows."""
+
     def _run(self, x, auto_pad=None, ceil_mode=None, count_include_pad=None, dilations=None,
              kernel_shape=None, pads=None, strides=None):
         win = window(x.shape[2:], kernel_shape, strides, dilations, pads, auto_pad, ceil_mode)
@@ -253,16 +259,22 @@ class AveragePool(OpRun):
 
 
 class GlobalMaxPool(OpRun):
+    """GlobalMaxPool over any number of spatial dimensions."""
+
     def _run(self, x):
         return (x.max(axis=tuple(range(2, x.ndim)), keepdims=True),)
 
 
 class MatMul(OpRun):
+    """MatMul with 16-bit floats summed in float32."""
+
     def _run(self, a, b):
         return (np.matmul(*_wide(a, b)).astype(a.dtype, copy=False),)
 
 
 class Gemm(OpRun):
+    """Gemm with 16-bit floats summed in float32."""
+
     def _run(self, a, b, c=None, alpha=None, beta=None, transA=None, transB=None):
         dtype, (a, b, c) = a.dtype, _wide(a, b, c)
         product = (a.T if transA else a) @ (b.T if transB else b)
@@ -274,16 +286,22 @@ class Gemm(OpRun):
 
 
 class Relu(OpRun):
+    """Relu in one pass."""
+
     def _run(self, x):
         return (np.maximum(x, x.dtype.type(0)),)
 
 
 class Erf(OpRun):
+    """Erf by scipy."""
+
     def _run(self, x):
         return (_erf(*_wide(x)).astype(x.dtype, copy=False),)
 
 
 class Gelu(OpRun):
+    """Gelu, exact by scipy's erf or by tanh."""
+
     def _run(self, x, approximate=None):
         (y,) = _wide(x)
         half, one = y.dtype.type(0.5), y.dtype.type(1)
@@ -302,6 +320,8 @@ def _erf(x):
 
 
 class DequantizeLinear(OpRun):
+    """DequantizeLinear with one rounding, block scales checked against the shape."""
+
     def _run(self, x, scale, zero_point=None, axis=None, block_size=None, output_dtype=None):
         dtype = onnx.helper.tensor_dtype_to_np_dtype(output_dtype) if output_dtype else scale.dtype
         if dtype == _E8M0:
