@@ -12,6 +12,7 @@ import pytest
 import refq
 from refq.errors import InputError
 from refq.formats import codec, definition, values
+from refq.formats.fast import STEP
 from refq.formats.policies import OVERFLOWS, ROUNDINGS, overflow_rule, rounding_rule
 from refq.formats.rows import FORMATS
 from refq.vectors import coverage
@@ -155,7 +156,7 @@ def test_large_temporaries():
 
 # --- sizes around the places where the way of working changes -------------------------------------
 
-EDGES = sorted({edge + d for edge in (1, codec.TABLE_FROM, codec.PAIRS_FROM, codec.CHUNK, 2 * codec.CHUNK)
+EDGES = sorted({edge + d for edge in (1, codec.TABLE_FROM, codec.PAIRS_FROM, definition.CHUNK, STEP, 2 * STEP)
                 for d in (-1, 0, 1)})
 
 
@@ -172,7 +173,7 @@ def test_sizes(size):
 
 
 def test_the_sizes_reach_every_way_of_working():
-    assert EDGES[0] == 0 and codec.TABLE_FROM < codec.PAIRS_FROM < codec.CHUNK < EDGES[-1]
+    assert EDGES[0] == 0 and codec.TABLE_FROM < codec.PAIRS_FROM < STEP < EDGES[-1]
     assert codec.plan(F32, FORMATS["e4m3fn"], "rne", "sat").low is None
     assert codec.plan(F32, FORMATS["binary16"], "rne", "sat").low is not None
 
@@ -235,7 +236,7 @@ def test_every_format_of_precision_up_to_6_has_a_table_from_float32():
 
 @pytest.mark.parametrize("target", ["e4m3fn", "e2m1", "int4", "e8m0", "binary16"])
 def test_stochastic_roundings_ignore_the_size_of_the_array(target):
-    x = numbers((codec.CHUNK + 77,))
+    x = numbers((STEP + 77,))
     for rounding, width in itertools.product(STOCHASTIC, (1, 7, 32)):
         bits = np.random.default_rng(width).integers(0, 1 << width, x.size, dtype=np.uint64)
         whole = refq.encode(x, target, rounding, random_bits=bits, random_width=width)

@@ -15,6 +15,7 @@ from refq.blocks.quantize import RECIPES
 from refq.blocks.rows import DATA_TYPES
 from refq.errors import InputError
 from refq.formats import codec, values
+from refq.formats.definition import CHUNK
 from refq.formats.policies import ROUNDINGS
 
 BY_RULE = ["int8_float32_tensor", "int4_bfloat16_t32", "int8_float16_t5", "e4m3fn_float32_channel",
@@ -155,7 +156,7 @@ def test_large_temporaries(name):
 
 def test_many_sizes_around_a_pass():
     """Tiles that fit a pass exactly, almost, and not at all."""
-    for length in (codec.CHUNK - 1, codec.CHUNK, codec.CHUNK + 1, 2 * codec.CHUNK + 5):
+    for length in (CHUNK - 1, CHUNK, CHUNK + 1, 2 * CHUNK + 5):
         x = data((2, length))
         for name in ("int8", "int8_float32_tensor", "e2m3_e8m0_channel"):
             block = refq.data_type(name)
