@@ -120,11 +120,12 @@ def page(title: str, subtitle: str, blocks: Iterable[str], footer: str = "") -> 
 
 
 def section(title: str, html: str, lead: str = "") -> str:
+    """A titled card around HTML, with a sentence below the title."""
     return f"<section><h2>{escape(title)}</h2>{f'<p>{escape(lead)}</p>' if lead else ''}{html}</section>"
 
 
 def headline(text: str, grade: str = "fair") -> str:
-    """A titled card around HTML, with a sentence below the title."""
+    """The one sentence that says how it went, coloured by its grade."""
     return f'<p class="headline {grade}">{escape(text)}</p>'
 
 
@@ -144,7 +145,6 @@ def table(head: Sequence[str], rows: Iterable[Sequence[str]], numeric: Iterable[
     """
     kinds = {0: "name", **dict.fromkeys(long, "wrap"), **dict.fromkeys(numeric, "n")}
     if not head[-1]:
-    """The one sentence that says how it went, coloured by its grade."""
         kinds[len(head) - 1] = "last"
 
     def line(tag, cells):
@@ -164,11 +164,12 @@ class Raw:
 
 
 def pill(text: str, grade: str = "") -> Raw:
+    """A small label as a table cell."""
     return Raw(f'<span class="pill {grade}">{escape(text)}</span>')
 
 
 def graded(text: str, grade: str) -> Raw:
-    """A small label as a table cell."""
+    """A bold number as a table cell, coloured by its grade."""
     return Raw(f'<b class="{grade}">{escape(text)}</b>')
 
 
@@ -184,7 +185,6 @@ def bars(panels: Sequence[tuple[str, Sequence[Bar], float]]) -> str:
     span = (width - label_width) / len(panels)
     parts = [f'<svg viewBox="0 0 {width} {top + row * len(names) + 4}" role="img">']
     for line, (name, bar) in enumerate(zip(names, panels[0][1], strict=True)):
-    """A bold number as a table cell, coloured by its grade."""
         room = label_width // 7 - 2
         short = name if len(name) <= room else f"{name[:room // 2 - 1]}…{name[-(room - room // 2):]}"
         parts.append(f'<text x="0" y="{top + row * line + 16}">{escape(short)}'
@@ -236,21 +236,21 @@ def histogram_chart(title: str, note: str, data: Histogram) -> str:
 
 
 def charts(figures: Iterable[str]) -> str:
+    """Figures side by side, as many as fit."""
     return f'<div class="charts">{"".join(figures)}</div>'
 
 
 def bullets(texts: Iterable[str]) -> str:
-    """Figures side by side, as many as fit."""
+    """Sentences as a list."""
     return f'<ul>{"".join(f"<li>{escape(text)}</li>" for text in texts)}</ul>'
 
 
 def definitions(pairs: Iterable[tuple[str, str]]) -> str:
-    """Sentences as a list."""
+    """Terms and what they mean."""
     return f'<dl>{"".join(f"<dt>{escape(term)}</dt><dd>{escape(text)}</dd>" for term, text in pairs)}</dl>'
 
 
 def _bar(x: float, y: float, length: float, bar: Bar, full: float) -> str:
-    """Terms and what they mean."""
     filled = max(2.0 if bar.value > 0 else 0.0, length * min(1.0, bar.value / full if full else 0.0))
     return (f'<rect class="track" x="{x:.1f}" y="{y + 6}" width="{length:.1f}" height="12" rx="3"/>'
             f'<rect class="{bar.grade}" x="{x:.1f}" y="{y + 6}" width="{filled:.1f}" height="12" rx="3"/>'

@@ -261,6 +261,7 @@ def _spread_scales(q, part: tuple, length: int) -> np.ndarray:
 # -- grades and words ----------------------------------------------------------------------------------------
 
 def grade_sqnr(db: float | None) -> str:
+    """The grade of an SQNR in dB; None (nothing lost) is good."""
     return "good" if db is None else next(grade for least, grade in SQNR_GRADES if db >= least)
 
 
@@ -270,14 +271,13 @@ def grade_share(kind: str, share: float) -> str:
 
 
 def decibels(db: float | None) -> str:
-    """The grade of an SQNR in dB; None (nothing lost) is good."""
+    """An SQNR as text, "exact" for None (nothing lost)."""
     return "exact" if db is None else f"{db:.1f}"
 
 
 def percent(share: float | None) -> str:
     """A share in per cent: "0", "<0.01", "0.35", "12.4"."""
     if share is None:
-    """An SQNR as text, "exact" for None (nothing lost)."""
         return ""
     if share == 0:
         return "0"
