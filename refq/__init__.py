@@ -10,9 +10,9 @@ from refq.formats.names import number_format
 from refq.version import __version__
 
 __all__ = [
-    "InputError", "Packed", "Quantized", "convert", "data_type", "decode", "dequantize", "encode", "fake_quantize",
-    "gguf_decode", "gguf_encode", "gguf_type", "number_format", "pack", "quantize", "quantize_model", "unpack",
-    "__version__",
+    "InputError", "Packed", "Quantized", "convert", "data_type", "decode", "dequantize", "encode",
+    "fake_quantize", "gguf_decode", "gguf_encode", "gguf_type", "number_format", "pack", "quantize",
+    "quantize_model", "unpack", "__version__",
 ]
 
 

@@ -56,7 +56,8 @@ def convert(codes, source, target, rounding="rne", overflow="sat", random_bits=N
             out=None):
     """Codes of one format to codes of another with a single rounding, no float in between (Spec: CAST-4).
 
-    codes: array of unsigned integers below 2^width of the source format. Other arguments and errors as `encode`.
+    codes: array of unsigned integers below 2^width of the source format.
+    Other arguments and errors as `encode`.
     """
     source, target = number_format(source), number_format(target)
     codes = _codes_array(codes, source)

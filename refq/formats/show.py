@@ -166,24 +166,23 @@ def show_cast(source, code: int, target, rounding="rne", overflow="sat", random_
     check_code(source, code)
     word = np.array([code], codec.code_dtype(source))
     bits = None if random_bits is None else np.array([random_bits])
-    result = int(codec.convert(word, source, target, rounding, overflow, bits, random_width)[0])
+
+    def converted(overflow: str) -> int:
+        return int(codec.convert(word, source, target, rounding, overflow, bits, random_width)[0])
+
+    result, value = converted(overflow), exact(source, code)
     rule, limits = rounding_rule(rounding), overflow_rule(overflow, target.special)
-    value = exact(source, code)
     steps = [("source", f"{source.name} {described(source, code)}")]
     if target.is_listed:
         between, why, clauses = _listed_cast(value, target, rule, result)
         steps += between
-    elif isinstance(value, str) or value == 0:
-        why, clauses = _special(target, value, limits)
-    elif value < 0 and not target.signed:
-        drops = limits.negative == ("magnitude",)
-        fate = "drops the sign before rounding" if drops else f"makes it {described(target, result)}"
-        why, clauses = f"negative into an unsigned format: {limits.name} {fate}", ("OVER-8",)
+    elif isinstance(value, str) or value == 0 or (value < 0 and not target.signed):
+        why, clauses = _special(value, target, limits, result)
     else:
         draws = None if bits is None else bits.astype(np.uint64)
         beyond = bool(definition.overflows(word, source, target, rounding, draws, random_width)[0])
         if limits.lowest == "symmetric":        # the full range goes one step further down (OVER-7)
-            beyond |= result != int(codec.convert(word, source, target, rounding, "sat", bits, random_width)[0])
+            beyond |= result != converted("sat")
         between, why, clauses = _finite(value, target, rule, limits, result, beyond)
         steps += between
     steps += [("result", f"{target.name} {described(target, result)}"),
@@ -201,7 +200,8 @@ def _finite(value: Fraction, target: Row, rule, limits, result: int, beyond: boo
     steps = [("between", f"{low} and {high}, half way {half}")] if inexact else []
     code = described(target, result)
     if beyond:
-        least = -target.max if limits.lowest == "symmetric" and target.layout.sign == "twos" else target.lowest
+        symmetric = limits.lowest == "symmetric" and target.layout.sign == "twos"
+        least = -target.max if symmetric else target.lowest
         side, extreme = ("least", least) if value < 0 else ("largest", target.max)
         how = f"{rule.words} gives {high}, beyond" if inexact and below <= abs(extreme) else "beyond"
         why = f"{how} the {side} value {number(extreme)}: {limits.name} makes it {code}"
@@ -242,8 +242,8 @@ def _gap(row: Row, magnitude: Fraction) -> tuple[Fraction, Fraction]:
     return below, below + quantum
 
 
-def _special(target: Row, value, limits) -> tuple[str, tuple[str, ...]]:
-    """(sentence, clauses) of a NaN, infinite or zero source."""
+def _special(value, target: Row, limits, result: int) -> tuple[str, tuple[str, ...]]:
+    """(sentence, clauses) of a NaN, infinite or zero source, or a negative one into an unsigned format."""
     if value == NAN and not target.is_float:
         return f"NaN into an integer format: {limits.name} gives {limits.nan_int}", ("NAN-3",)
     if value == NAN and target.has_nan:
@@ -252,6 +252,10 @@ def _special(target: Row, value, limits) -> tuple[str, tuple[str, ...]]:
         return f"NaN into a format without NaN: {limits.name} gives {limits.nan[-1]}", ("NAN-2",)
     if value in (INF, NEG_INF):
         return f"an infinite source under {limits.name}", (overflow_clause(limits.name),)
+    if value < 0:
+        drops = limits.negative == ("magnitude",)
+        fate = "drops the sign before rounding" if drops else f"makes it {described(target, result)}"
+        return f"negative into an unsigned format: {limits.name} {fate}", ("OVER-8",)
     if not target.has_zero:
         return f"zero into a format without zero: {limits.name} gives {limits.zero}", ("ZERO-2",)
     return "zero stays zero" + ("" if target.has_neg_zero else "; the target has only +0"), ("ZERO-1",)
