@@ -194,7 +194,7 @@ def operands(source, target):
 
 
 RULES = itertools.cycle(name for name in OVERFLOWS if name not in ("sat", "ieee"))
-PAIRS = {(target, rounding): ("sat", next(RULES), next(RULES))
+PAIRS = {(target, rounding): ("sat", next(RULES))
          for target in TARGETS for rounding in DETERMINISTIC}
 
 
@@ -490,8 +490,10 @@ def test_random_bits_broadcast():
 # StochasticA, B, C at 1 + f/8 between 1 and 1.125 of e4m3fn, with 2 random bits: how many of R = 0..3 go up
 GOES_UP = [
     ("sra", 0.0, 0), ("sra", 0.24, 0), ("sra", 0.25, 1), ("sra", 0.5, 2), ("sra", 0.99, 3),
-    ("srb", 0.0, 0), ("srb", 0.12, 0), ("srb", 0.125, 1), ("srb", 0.25, 1), ("srb", 0.375, 2), ("srb", 0.99, 4),
-    ("src", 0.0, 0), ("src", 0.125, 0), ("src", 0.13, 1), ("src", 0.25, 1), ("src", 0.375, 2), ("src", 0.99, 4)]
+    ("srb", 0.0, 0), ("srb", 0.12, 0), ("srb", 0.125, 1), ("srb", 0.25, 1), ("srb", 0.375, 2),
+    ("srb", 0.99, 4),
+    ("src", 0.0, 0), ("src", 0.125, 0), ("src", 0.13, 1), ("src", 0.25, 1), ("src", 0.375, 2),
+    ("src", 0.99, 4)]
 
 
 @pytest.mark.parametrize("rounding, fraction, ups", GOES_UP)
@@ -536,7 +538,8 @@ def test_random_bits_are_checked(arguments, words_):
 # (format, smallest dtype that holds every value), by hand
 INEXACT = [
     ("e4m3fn", "float16"), ("e5m2", "float16"), ("e5m2fnuz", "float16"), ("e8m0", "float32"),
-    ("bfloat16", "float32"), ("tf32", "float32"), ("binary16", "float16"), ("binary32", "float32"), ("binary64", "float64"),
+    ("bfloat16", "float32"), ("tf32", "float32"), ("binary16", "float16"), ("binary32", "float32"),
+    ("binary64", "float64"),
     ("binary8p1uf", "float32"), ("int16", "float32"), ("uint16", "float32"), ("int12", "float16"),
     ("uint11", "float16"), ("uint12", "float32"), ("e11m4ieee", "float64"), ("e11m4fn", "none"),
     ("e4m11fn", "float32"), ("e3m23fn", "float32"), ("e3m24fn", "float64"), ("binary16p1se", "none")]
@@ -647,7 +650,7 @@ def test_convert_to_the_nearest_of_the_listed_values(source):
     (lambda: refq.encode([1.0], "e4m3"), "ambiguous; say which: e4m3fn"),
     (lambda: refq.encode([1.0], None), "named by a string"),
     (lambda: refq.encode([1.0], "e4m3fn", "up"), "rounding 'up' is not known; allowed are rne"),
-    (lambda: refq.encode([1.0], "e4m3fn", "rne", "saturate"), "overflow rule 'saturate' is not known; allowed are"),
+    (lambda: refq.encode([1.0], "e4m3fn", "rne", "saturate"), "rule 'saturate' is not known; allowed"),
     (lambda: refq.convert([1], "e4m3fn", "fp8"), "ambiguous"),
     (lambda: refq.decode([1], "e4m3fm"), "nearest names: e4m3fn"),
 ])
