@@ -182,6 +182,16 @@ def test_the_public_names():
         refq.quantise
 
 
+def test_no_bool_is_inverted_bit_by_bit():
+    """`~True` is -2, and deprecated since Python 3.12: `not` for a row's own words, `~` for arrays."""
+    for module, path in MODULES.items():
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.Invert):
+                name = getattr(node.operand, "attr", getattr(node.operand, "id", ""))
+                bools = "has_|is_|signed|stochastic|neg_zero|nan_signed"
+                assert not re.match(bools, name), f"{module}: ~{name}"
+
+
 # --- words ------------------------------------------------------------------------------------------------
 
 def public(tree):

@@ -246,6 +246,6 @@ def values_of(row: Row, codes, dtype):
     with np.errstate(over="ignore"):
         value = np.ldexp((parts.m >> _U64(11)).astype(np.float64), parts.exponent.astype(np.int32) - 52)
     value[parts.inf] = np.inf
-    value = np.where(parts.nan, np.nan, np.where(parts.negative & (value == 0) & ~row.has_neg_zero, 0.0,
+    value = np.where(parts.nan, np.nan, np.where(parts.negative & (value == 0) & (not row.has_neg_zero), 0.0,
                                                  np.where(parts.negative, -value, value)))
     return value.astype(dtype)
