@@ -681,3 +681,18 @@ def test_recipes_say_which_rule_they_serve():
         q = refq.quantize(ONES, name)
         assert q.recipe == q.dtype.recipe and RECIPES[q.recipe][0] == q.dtype.rule and q.rounding == "rne"
     assert refq.quantize(ONES, "mxfp4", rounding="rtz").rounding == "rtz"
+
+
+# --- a program that turns numpy's warnings into errors ----------------------------------------------------
+
+@pytest.mark.parametrize("dtype", [np.float64, np.float32, np.float16, ml_dtypes.bfloat16])
+def test_no_floating_point_error_escapes(dtype):
+    """Any bit pattern at all, under numpy.seterr(all="raise")."""
+    rng = np.random.default_rng(2)
+    x = np.frombuffer(rng.bytes(30 * 100 * np.dtype(dtype).itemsize), dtype).reshape(30, 100)
+    bits = rng.integers(0, 128, x.shape)
+    with np.errstate(all="raise"):
+        for name in ("mxfp8", "mxint8", "nvfp4", "int8", "int4", "e4m3fn_float32_tensor", "e5m2", "tf32"):
+            for more in ({}, {"rounding": "rup"}, {"rounding": "src", "random_bits": bits, "random_width": 7}):
+                q = refq.quantize(x, name, **more)
+                assert all(q.dequantize(out).shape == x.shape for out in (np.float64, np.float32, np.float16))
