@@ -693,6 +693,6 @@ def test_no_floating_point_error_escapes(dtype):
     bits = rng.integers(0, 128, x.shape)
     with np.errstate(all="raise"):
         for name in ("mxfp8", "mxint8", "nvfp4", "int8", "int4", "e4m3fn_float32_tensor", "e5m2", "tf32"):
-            for more in ({}, {"rounding": "rup"}, {"rounding": "src", "random_bits": bits, "random_width": 7}):
+            for more in ({}, dict(rounding="rup"), dict(rounding="src", random_bits=bits, random_width=7)):
                 q = refq.quantize(x, name, **more)
                 assert all(q.dequantize(out).shape == x.shape for out in (np.float64, np.float32, np.float16))
