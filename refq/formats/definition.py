@@ -58,10 +58,9 @@ def overflows(codes, source: Row, target: Row, rounding: str, random_bits=None, 
 
 
 def take_apart(codes, row: Row) -> Parts:
-    """Sign, significand and exponent of flat codes (Spec: VAL-2, LIST-1)."""
+    """Flat codes as signs, significands and exponents, and which are NaN or infinite (VAL-1 to VAL-4, LIST-1)."""
     if row.is_listed:
         return Parts(*listed.taken_apart(codes, row))
-    """Flat codes as signs, significands and exponents, and which are NaN or infinite. Spec: VAL-1 to VAL-4."""
     layout = row.layout
     codes = codes.astype(np.uint64) >> _U64(layout.pad)
     half = _U64(1 << (layout.bits - 1))
