@@ -14,7 +14,7 @@ import numpy as np
 from refq.formats import listed
 from refq.formats.definition import chunks, code_dtype, convert_words, values_of
 from refq.formats.policies import overflow_rule, rounding_rule
-from refq.formats.rows import Row
+from refq.formats.rows import FORMATS, Row
 
 STEP = 1 << 16              # elements per pass: few calls, and still within L2
 TABLE_LIMIT = 1 << 19       # entries of the largest table
@@ -94,7 +94,53 @@ class Plan:
 
 @dataclass(frozen=True)
 class Steps:
-    """Conversion of IEEE-style words into a listed format: one code from each start up to the next."""
+    """Conversion of IEEE-style words into a listed format, whose codes start at any word.
+
+    The words of a sign and exponent (a segment) are cut into buckets of 2^shift words, so small that at most
+    one code starts inside a bucket. A bucket has two codes, before and after that start; adding what the start
+    lacks to the end of the bucket carries exactly the words from the start on into the next bucket.
+    """
+
+    codes: np.ndarray               # two for each bucket
+    rise: np.ndarray                # of each bucket: 2^shift less the start's place in it, 0 without one
+    width: int                      # of the source word
+    shift: int | np.ndarray         # for all segments, or for each
+    first: np.ndarray | None        # with a shift for each: the segment's first bucket less its first word >> shift
+    segment: int                    # words of a segment, as a power of two
+
+    def look_up(self, u, t, i, room):
+        """One chunk; arguments as of Plan.look_up."""
+        size = min(u.size, _PIECE)
+        shift, first, rise = (np.empty(size, u.dtype) for _ in range(3))
+        for part in chunks(u.size, _PIECE):
+            n = u[part].size
+            self._piece(u[part], t[:n], i[:n], shift[:n], first[:n], rise[:n], room[part])
+
+    def _piece(self, u, t, i, shift, first, rise, room):
+        """Codes of words u into room; t, shift, first, rise are scratch of u's dtype, i of intp."""
+        wrap = self.first is not None
+        if wrap:
+            np.right_shift(u, u.dtype.type(self.segment), out=t)
+            at = _indices(t, i)
+            self.shift.take(at, out=shift, mode="clip")
+            self.first.take(at, out=first, mode="clip")
+        else:
+            shift = u.dtype.type(self.shift)
+        np.right_shift(u, shift, out=t)
+        if wrap:
+            np.add(t, first, out=t)                 # the bucket
+        self.rise.take(_indices(t, i), out=rise, mode="clip")
+        np.add(rise, u, out=rise)
+        np.right_shift(rise, shift, out=rise)
+        if wrap:
+            np.add(rise, first, out=rise)           # the bucket, or the next
+        np.add(t, rise, out=t)
+        self.codes.take(_indices(t, i), out=room, mode="clip")
+
+
+@dataclass(frozen=True)
+class Search:
+    """Where codes start too close together for Steps: a search among the starts."""
 
     starts: np.ndarray              # source words, ascending: first all positive ones, then all negative ones
     codes: np.ndarray
@@ -104,33 +150,106 @@ class Steps:
         self.codes.take(np.searchsorted(self.starts, u, side="right") - 1, out=room, mode="clip")
 
 
-def _steps(source: Row, target: Row, rounding: str, limits, define) -> Plan | Steps:
-    """The first source word of every code, from the format's boundaries.
+@dataclass(frozen=True)
+class Widened:
+    """float32 words looked up as float64, where values among float32's subnormals have buckets of their own."""
+
+    steps: Steps
+
+    def look_up(self, u, t, i, room):
+        """One chunk; arguments as of Plan.look_up."""
+        wide = np.empty(min(u.size, _PIECE), np.float64)
+        scratch = np.empty(wide.size, np.uint64)
+        for part in chunks(u.size, _PIECE):
+            n = u[part].size
+            with np.errstate(invalid="ignore"):                     # of signalling NaNs
+                wide[:n] = u[part].view(np.float32)
+            self.steps.look_up(wide[:n].view(np.uint64), scratch[:n], i[:n], room[part])
+
+
+_PIECE = 1 << 13            # words per pass of Steps, which needs more scratch
+
+
+def _indices(words, scratch):
+    """Small unsigned words as intp, in place where they have its size."""
+    if words.itemsize == scratch.itemsize:
+        return words.view(np.intp)
+    scratch[...] = words
+    return scratch
+
+
+def _steps(source: Row, target: Row, rounding: str, limits, define):
+    """A fast path from the first source word of every code, by the format's boundaries.
 
     A Plan where words of 16 bits tell them apart: each start, or the word before it, is a multiple of two
-    units of the last place kept.
+    units of the last place kept. Else Steps, or Search where the starts lie too close together for that.
     """
-    infinity, sign = source.layout.inf, 1 << (source.width - 1)
-    starts = set()
-    for negative, edges in enumerate(listed.starts(target, rounding, limits)):
-        words = {0, 1, infinity, infinity + 1, *(min(_first_word(source, *edge), infinity) for edge in edges)}
-        starts |= {word | negative * sign for word in words}
-    words = np.array(sorted(starts), code_dtype(source))
-    shift = source.width - 16
-    if (words % words.dtype.type(2 << shift) <= 1).all():
-        return Plan(define(np.arange(1 << 16).astype(words.dtype) << words.dtype.type(shift)), shift, define)
-    return Steps(words, define(words))
+    kind, width, man = code_dtype(source).type, source.width, source.layout.man
+    sign, infinity = kind(1 << (width - 1)), kind(source.layout.inf)
+    sides = []
+    for (exponent, m), minus in zip(listed.starts(target, rounding, limits), (kind(0), sign)):
+        words = np.concatenate([np.array([0, 1, infinity, infinity + kind(1)], kind),
+                                _first_words(source, exponent, m)])
+        sides.append(words | minus)
+    words = np.unique(np.concatenate(sides))
+    codes, shift = define(words), width - 16
+    if (words % kind(2 << shift) <= 1).all():
+        return Plan(define(np.arange(1 << 16).astype(kind) << kind(shift)), shift, define)
+    new = np.concatenate([[True], codes[1:] != codes[:-1]])
+    return _buckets(words[new], codes[new], width, man) or Search(words[new], codes[new])
 
 
-def _first_word(source: Row, exponent: int, m: int) -> int:
-    """The least nonzero magnitude of an IEEE-style source that is not below m * 2^(exponent - 63)."""
+def _first_words(source: Row, exponent, m):
+    """The least nonzero magnitudes of an IEEE-style source that are not below m * 2^(exponent - 63)."""
     layout = source.layout
-    quantum = max(exponent - layout.man, layout.qmin)
-    return (quantum - layout.qmin << layout.man) - (-m >> (63 - exponent + quantum)) or 1
+    quantum = np.maximum(exponent - layout.man, layout.qmin)
+    drop = 63 - exponent + quantum                                  # bits of m below the quantum: at least one
+    by = np.minimum(drop, 63).astype(np.uint64)
+    rest = m & ((np.uint64(1) << by) - np.uint64(1))
+    kept = np.where(drop > 63, np.uint64(0), m >> by) + (np.where(drop > 63, m, rest) != 0)
+    words = ((quantum - layout.qmin).astype(np.uint64) << np.uint64(layout.man)) + kept
+    words = np.where(exponent > source.emax, np.uint64(layout.inf), np.maximum(words, np.uint64(1)))
+    return np.minimum(words, np.uint64(layout.inf)).astype(code_dtype(source))
+
+
+def _buckets(words, codes, width: int, man: int) -> Steps | None:
+    """The tables of Steps from the word where each code starts (the first is 0)."""
+    kind = words.dtype.type
+    segments = np.arange(1 << (width - man), dtype=np.intp)
+    shifts = np.full(segments.size, man, np.intp)
+    inside = words[(words & kind((1 << man) - 1)) != 0]             # a start on the edge needs no bucket
+    apart = inside[1:] ^ inside[:-1]
+    same = (apart >> kind(man)) == 0                                # in one segment: two buckets
+    np.minimum.at(shifts, (inside[1:][same] >> kind(man)).astype(np.intp), _top_bit(apart[same]))
+    least = int(shifts.min())
+    single = width - least <= 16
+    if single:
+        shifts[:] = least
+    counts = 1 << (man - shifts)
+    if counts.sum() > TABLE_LIMIT:
+        return None
+    begin = np.concatenate([[0], np.cumsum(counts)[:-1]])
+    first = begin.astype(kind) - (segments.astype(kind) << (man - shifts).astype(kind))
+    owner = np.repeat(segments, counts)                             # of each bucket
+    shift = shifts.astype(kind)[owner]
+    low = (np.arange(owner.size).astype(kind) - first[owner]) << shift
+    size = kind(1) << shift
+    before = np.searchsorted(words, low, side="right") - 1
+    after = np.searchsorted(words, low + (size - kind(1)), side="right") - 1
+    rise = np.where(after > before, size - (words[after] - low), kind(0))
+    pairs = np.stack([codes[before], codes[after]], axis=1).reshape(-1)
+    if single:
+        return Steps(pairs, rise, width, least, None, man)
+    return Steps(pairs, rise, width, shifts.astype(kind), first, man)
+
+
+def _top_bit(words):
+    """The place of the top set bit of nonzero words."""
+    return listed.bit_length(words.astype(np.uint64)) - 1
 
 
 @lru_cache(maxsize=256)
-def plan(source: Row, target: Row, rounding: str, overflow: str) -> Plan | Steps | None:
+def plan(source: Row, target: Row, rounding: str, overflow: str):
     """The fast path for a deterministic conversion, or None where the definition itself must run."""
     rule, limits = rounding_rule(rounding), overflow_rule(overflow, target.special)
 
@@ -144,7 +263,11 @@ def plan(source: Row, target: Row, rounding: str, overflow: str) -> Plan | Steps
     if not source.is_float or source.special != "ieee" or source.layout.pad:
         return None
     if target.is_listed:
-        return _steps(source, target, rounding, limits, define)
+        found = _steps(source, target, rounding, limits, define)
+        if isinstance(found, Search) and source.layout == FORMATS["binary32"].layout:
+            wide = plan(FORMATS["binary64"], target, rounding, overflow)
+            return Widened(wide) if isinstance(wide, Steps) else found
+        return found
     # Round to odd is invisible to a later rounding when two more bits are kept than the target can use, in
     # every binade; below the source's normal range the kept quantum must still be a quarter of the target's.
     shift = min(source.layout.man - target.precision - 1, target.layout.qmin - 2 - source.layout.qmin)

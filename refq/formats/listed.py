@@ -585,11 +585,16 @@ def _climb(parts, steps: Ladder):
     return low
 
 
-def starts(row, rounding: str, limits) -> list[list[tuple[int, int]]]:
+def starts(row, rounding: str, limits) -> list[tuple[np.ndarray, np.ndarray]]:
     """For either sign the least 64-bit number (exponent, m) of every rung that has one."""
     steps = ladder(row, rounding, limits)
-    return [list(zip(steps.exponent[first + 1: last + 1].tolist(), steps.m[first + 1: last + 1].tolist()))
+    return [(steps.exponent[first + 1: last + 1], steps.m[first + 1: last + 1])
             for first, last in steps.sides]
+
+
+def bit_length(words) -> np.ndarray:
+    """Bits of each uint64. Clearing the bit below the top one keeps the float64 in its binade."""
+    return np.frexp((words & ~(words >> np.uint64(1))).astype(np.float64))[1].astype(np.int64)
 
 
 def outcome(row, chain, negative: bool) -> int:
