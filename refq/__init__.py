@@ -3,6 +3,7 @@
 from refq.blocks.gguf import gguf_decode, gguf_encode, gguf_type
 from refq.blocks.packing import Packed, pack, unpack
 from refq.blocks.quantize import Quantized, dequantize, fake_quantize, quantize
+from refq.blocks.rotation import rotate, unrotate
 from refq.blocks.rows import data_type
 from refq.errors import InputError
 from refq.formats.codec import convert, decode, encode
@@ -12,7 +13,7 @@ from refq.version import __version__
 __all__ = [
     "InputError", "Packed", "Quantized", "convert", "data_type", "decode", "dequantize", "encode",
     "fake_quantize", "gguf_decode", "gguf_encode", "gguf_type", "number_format", "pack", "quantize",
-    "quantize_model", "unpack", "__version__",
+    "quantize_model", "rotate", "unpack", "unrotate", "__version__",
 ]
 
 
