@@ -144,7 +144,7 @@ def test_every_size(k, source):
 
 
 def patterns(width):
-    """Bit patterns: any, or one of the edges of the range, so that sums cancel, tie, overflow and underflow."""
+    """Bit patterns: any, or one of the edges of the range, so that sums cancel, tie or overflow."""
     top = 1 << (width - 1)
     man = {32: 23, 64: 52}[width]
     inf = ((1 << (width - 1 - man)) - 1) << man
@@ -212,7 +212,8 @@ def test_axes_layouts_and_pieces():
 # --- what is kept (ROT-7) -------------------------------------------------------------------------
 
 @settings(deadline=None, max_examples=60)
-@given(st.data(), st.integers(0, 8), st.sampled_from(["hadamard", "walsh"]), st.booleans(), st.integers(-100, 80))
+@given(st.data(), st.integers(0, 8), st.sampled_from(["hadamard", "walsh"]), st.booleans(),
+       st.integers(-100, 80))
 def test_integers_return_bit_for_bit(data, k, order, double, power):
     """Multiples of 2^power of at most p - k bits, with any signs."""
     n, dtype = 1 << k, np.float64 if double else np.float32

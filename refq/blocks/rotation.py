@@ -3,7 +3,7 @@
     quantize(rotate(w, "te_16"), "nvfp4")
 
 The definition is the exact linear map; each output is its exact sum, rounded once (ROT-4). How that is kept
-fast: a tile whose values are all multiples of 2^unit and smaller than 2^top has sums below 2^(top + log2 size).
+fast: if all values of a tile are multiples of 2^unit below 2^top, its sums are below 2^(top + log2 size).
 
 1. If those fit in 53 bits, float64 adds them in any order without an error: one matrix product.
 2. If they fit in 106, pairs of float64 hold them exactly: butterflies of TwoSums.
@@ -56,11 +56,12 @@ class Rotation:
     def __post_init__(self):
         whole = isinstance(self.size, int) and 1 <= self.size <= LARGEST
         if not whole or self.size & (self.size - 1):
-            raise InputError(f"rotation {self.name!r}: its size is {self.size!r}; allowed are the powers of two "
-                             f"from 1 to {LARGEST}")
+            raise InputError(f"rotation {self.name!r}: its size is {self.size!r}; allowed are the powers "
+                             f"of two from 1 to {LARGEST}")
         for key, table in ((self.order, ORDERS), (self.scaling, SCALINGS)):
             if key not in table:
-                raise InputError(f"rotation {self.name!r}: {key!r} is not known; allowed are {', '.join(table)}")
+                allowed = ", ".join(table)
+                raise InputError(f"rotation {self.name!r}: {key!r} is not known; allowed are {allowed}")
         if self.signs is not None and (len(self.signs) != self.size or not set(self.signs) <= {1, -1}):
             raise InputError(f"rotation {self.name!r} needs {self.size} signs, each 1 or -1, "
                              f"not {len(self.signs)}: {self.signs!r}")
@@ -81,7 +82,8 @@ class Rotation:
 
 ROTATIONS: dict[str, Rotation] = {row.name: row for row in [
     Rotation("te_16", 16, signs=(1, 1, 1, -1, 1, -1, -1, -1, -1, -1, -1, 1, -1, 1, -1, -1),
-             ref="TransformerEngine, random Hadamard transform of NVFP4", aka=("te_rht_16", "torchao_rht_16")),
+             ref="TransformerEngine, random Hadamard transform for NVFP4",
+             aka=("te_rht_16", "torchao_rht_16")),
 ]}
 
 _BY_RULE = re.compile(r"(hadamard|walsh)_([1-9]\d{0,8})(?:_(unscaled))?")
@@ -103,8 +105,8 @@ def rotation_named(name) -> Rotation:
     if shape := _BY_RULE.fullmatch(key):
         return Rotation(key, int(shape[2]), shape[1], scaling=shape[3] or "balanced", ref="by rule (ROT-2)")
     by_rule = [f"{order}_{1 << k}" for order in ORDERS for k in range(LARGEST.bit_length())]
-    raise InputError(f"rotation {name!r} is not known{nearest(key, [*spellings, *by_rule])}; by rule there are "
-                     "hadamard_<size> and walsh_<size>, and with the ending _unscaled")
+    raise InputError(f"rotation {name!r} is not known{nearest(key, [*spellings, *by_rule])}; by rule there "
+                     "are hadamard_<size> and walsh_<size>, and with the ending _unscaled")
 
 
 def rotate(x, rotation, axis=-1, dtype=None, signs=None) -> np.ndarray:
@@ -164,8 +166,8 @@ def _axis(x, axis, size: int) -> int:
     if not whole or not -x.ndim <= axis < x.ndim:
         raise InputError(f"axis {axis!r} is not an axis of an array of shape {x.shape}")
     if x.shape[axis] % size:
-        raise InputError(f"{x.shape[axis]} values along axis {axis} are not a multiple of the rotation's size "
-                         f"{size}: part of a tile has no rotation")
+        raise InputError(f"{x.shape[axis]} values along axis {axis} are not a multiple of the rotation's "
+                         f"size {size}: part of a tile has no rotation")
     return int(axis)
 
 
@@ -231,7 +233,7 @@ def _vector(signs, size: int, shift: int):
 # which way
 
 class _Span(NamedTuple):
-    """Every value is a multiple of 2^unit and smaller than 2^top; not finite: a NaN or infinity is among them."""
+    """Every value is a multiple of 2^unit and smaller than 2^top; not finite: some value is not."""
 
     top: np.ndarray
     unit: np.ndarray
@@ -270,7 +272,8 @@ def _way(span: _Span, linear: _Map, dtype):
 
 
 def _run(tiles, linear: _Map, out):
-    rows = max(1, CHUNK // linear.size)
+    piece = CHUNK if tiles.dtype == np.float32 else CHUNK // 8      # pairs of float64 have many temporaries
+    rows = max(1, piece // linear.size)
     room = np.empty((2, min(rows, len(tiles)), linear.size))
     for start in range(0, len(tiles), rows):
         part, target = tiles[start: start + rows], out[start: start + rows]
@@ -360,8 +363,8 @@ def _two_sum(a, b):
 
 
 def _pairs(tiles, linear: _Map, dtype, top):
-    """Outputs of finite tiles from pairs of float64; top: of each tile where pairs are not exact, else None."""
-    high = _vector(linear.before, linear.size, 0)[:, None] * tiles.T
+    """Outputs of finite tiles from pairs of float64; top: of each tile where they are not exact, or None."""
+    high = _vector(linear.before, linear.size, 0)[:, None] * np.ascontiguousarray(tiles.T)
     low = np.zeros_like(high)
     half = 1
     while half < linear.size:
@@ -375,8 +378,8 @@ def _pairs(tiles, linear: _Map, dtype, top):
     high, low = high[rows] * after, low[rows] * after
     if top is None:
         return _rounded_once(high, low, linear.shift, dtype).T
-    # Low halves are at most j 2^(top + j - 53) after stage j, so the roundings of three additions each, doubled
-    # by every later stage, come to less than k (k + 1) 2^(top + k - 106); a wide margin covers `low - bound`.
+    # Low halves are at most j 2^(top + j - 53) after stage j, so the roundings of three additions, doubled by
+    # every later stage, come to less than k (k + 1) 2^(top + k - 106); a wide margin covers `low - bound`.
     bound = np.ldexp(float((linear.k + 1) ** 2), np.clip(top, -700, 1023) + linear.k - 103)
     out = _rounded_once(high, low - bound, linear.shift, dtype)
     other = _rounded_once(high, low + bound, linear.shift, dtype)

@@ -13,7 +13,7 @@ from spec.oracle.scalar import INFINITE, NAN, NUMBER, Value, encode
 # --- the matrix -----------------------------------------------------------------------------------
 
 def hadamard(size):
-    """ROT-1: Sylvester's matrix, doubled from (1): each step repeats it three times and negates the fourth."""
+    """ROT-1: Sylvester's matrix, doubled from (1): each step repeats it thrice, then negated."""
     rows = [[1]]
     while len(rows) < size:
         rows = [row + row for row in rows] + [row + [-entry for entry in row] for row in rows]
