@@ -30,7 +30,7 @@ AMBIGUOUS: dict[str, tuple[str, ...]] = {
 # Few digits, so that no name costs memory or minutes.
 _MINIFLOAT = re.compile(r"(u?)e(\d{1,4})m(\d{1,4})(?:b(\d{1,9}))?(ieee|fnuz|fn|finite|scale)?")
 _P3109 = re.compile(r"binary(\d{1,4})p(\d{1,4})([su])([ef])|p3109_k(\d{1,4})p(\d{1,4})([su])([ef])")
-_INTEGER = re.compile(r"(u?)int(\d{1,4})")
+_INTEGER = re.compile(r"(u|sm)?int(\d{1,4})(?:f(\d{1,4}))?")
 _POSIT = re.compile(r"posit(\d{1,2})")
 _TAKUM = re.compile(r"takum_(linear|log)(\d{1,2})")
 _LNS = re.compile(r"lns(\d{1,2})f(\d{1,2})")
@@ -42,8 +42,8 @@ def number_format(name) -> Row:
     """The row of a number format from any of its spellings; a row is returned as it is.
 
     name: a canonical name, an alias (ml_dtypes, ONNX, MLIR, torch), a P3109 name, by rule
-    `[u]eXmY[bZ](ieee|fn|fnuz|finite|scale)` or like `posit12`, `takum_log12` and `lns8f3`, or TensorCast's
-    spelling behind `tcast:`. Case does not matter.
+    `[u]eXmY[bZ](ieee|fn|fnuz|finite|scale)`, `[u|sm]intX[fY]` or like `posit12`, `takum_log12` and `lns8f3`,
+    or TensorCast's spelling behind `tcast:`. Case does not matter.
     Raises InputError for unknown and for ambiguous spellings, naming the candidates. Spec: VAL-8.
     """
     if isinstance(name, Row):
@@ -96,7 +96,7 @@ def _by_rule(key: str) -> Row | None:
         k, p, sign, domain = (part for part in shape.groups() if part is not None)
         return p3109(int(k), int(p), sign == "s", {"e": "extended", "f": "finite"}[domain])
     if shape := _INTEGER.fullmatch(key):
-        return _integer(int(shape[2]), signed=not shape[1])
+        return _integer(shape[1] or "", int(shape[2]), int(shape[3] or 0))
     if shape := _POSIT.fullmatch(key):
         return Posit(key, int(shape[1]), ref="Posit Standard 2022")
     if shape := _TAKUM.fullmatch(key):
@@ -119,7 +119,7 @@ def _tensorcast(key: str, exp, man, bias, special, unsigned, bits) -> Row:
     is sign and magnitude with one integer bit and no -0.
     """
     if bits and unsigned:
-        return _integer(int(bits), signed=False)
+        return _integer("u", int(bits))
     if bits:
         return _float(key, 1, int(bits) - 2, 1, "fnuz")
     if man == "0" and not special:
@@ -128,11 +128,15 @@ def _tensorcast(key: str, exp, man, bias, special, unsigned, bits) -> Row:
     return _float(key, int(exp), int(man), int(bias) if bias else None, rule)
 
 
-def _integer(bits: int, signed: bool) -> Row:
-    if not 1 <= bits <= 32:
-        raise InputError(f"integers of {bits} bits are not number formats here; allowed are 1 to 32 bits")
-    name = f"{'' if signed else 'u'}int{bits}"
-    return FORMATS.get(name) or Int(name, bits, signed=signed)
+def _integer(kind: str, bits: int, frac: int = 0) -> Row:
+    """An integer by rule: kind "", "u" or "sm" (sign and magnitude), `frac` of its bits behind the point."""
+    if not 1 <= bits <= 32 or frac > bits:
+        raise InputError(f"integers of {bits} bits, {frac} of them behind the point, are not number formats "
+                         "here; allowed are 1 to 32 bits, and no more behind the point")
+    name = f"{kind}int{bits}" + f"f{frac}" * bool(frac)
+    row = Int(name, bits, frac, kind != "u", "sign-magnitude" if kind == "sm" else "twos", "by rule (VAL-8)")
+    same = (known for known in FORMATS.values() if not known.is_float and known.layout == row.layout)
+    return next(same, row)
 
 
 def _float(name: str, exp: int, man: int, bias: int | None, special: str, signed: bool = True) -> Row:

@@ -36,11 +36,11 @@ class _Derived:
 
     @property
     def min_positive(self) -> Fraction:
-        return self._value(1)
+        return self._value(self.layout.first or 1)
 
     @property
     def min_normal(self) -> Fraction | None:
-        first = 1 if self.layout.first else 1 << self.layout.man
+        first = 1 << self.layout.man
         return self._value(first) if first <= self.layout.max_index and self.is_float else None
 
     @property

@@ -81,9 +81,10 @@ def _finite(row, ones):
 
 
 def _scale(row, ones):
-    if row.signed or row.man:
-        raise InputError(f"{row.name}: the scale rule is for unsigned formats without trailing significand")
-    return dict(max=ones, first=1, nan=ones)        # index = code + 1: there is no zero
+    if row.signed:
+        raise InputError(f"{row.name}: the scale rule is for unsigned formats")
+    first = 1 << row.man                            # index = code + first: no zero, no subnormals
+    return dict(max=ones - 1 + first, first=first, nan=ones)
 
 
 def _p3109(row, ones, extended):
@@ -110,7 +111,7 @@ def float_layout(row) -> Layout:
     largest, nan, inf = taken["max"], taken.get("nan"), taken.get("inf")
     return Layout(
         bits=row.bits, pad=row.pad, man=row.man,
-        qmin=-row.bias if row.special == "scale" else 1 - row.bias - row.man,
+        qmin=(0 if row.special == "scale" else 1) - row.bias - row.man,
         first=taken.get("first", 0), max_index=largest, min_index=largest if row.signed else 0,
         sign="bit" if row.signed else "none", neg_zero=row.signed and taken.get("neg_zero", True),
         nan=nan, nan_ones=taken.get("nan_ones", nan), nan_signed=taken.get("nan_signed", False),

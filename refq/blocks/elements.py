@@ -1,0 +1,206 @@
+"""The third stage of the quantiser: values and their scales -> element codes.
+
+It works on rows: one row of values for every unit (the smallest subtile, or the tile), cut into cache-sized
+pieces. quantize.py says why float64 quotients decide every rounding.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from refq.blocks import codebooks
+from refq.blocks.recipes import FINISHES, QUOTIENTS, Recipe
+from refq.blocks.rows import Block
+from refq.blocks.rules import RULES
+from refq.blocks.scales import Scales, sticky, sum_to_odd, to_odd
+from refq.errors import InputError
+from refq.formats import codec
+from refq.formats.definition import CHUNK
+from refq.formats.names import number_format
+from refq.formats.policies import rounding_rule
+from refq.formats.rows import Row
+
+SHORT = 16          # rows of fewer values than this have their scale written out, value by value
+
+
+@dataclass(frozen=True)
+class Casting:
+    """Everything stage 3 needs: rows (units, values) in float32 or float64, the scales, the rules.
+
+    draws: random bits, one a value, or None; random_width: their number.
+    """
+
+    rows: np.ndarray
+    scales: Scales
+    block: Block
+    recipe: Recipe
+    rounding: str
+    draws: np.ndarray | None = None
+    random_width: int | None = None
+
+    def codes(self):
+        """(units, values) element codes. Spec: BLOCK-4 to BLOCK-6, BLOCK-14."""
+        row = self.block.element_row
+        found = np.empty(self.rows.shape, codec.code_dtype(row))
+        cast = self._asymmetric() if self.block.zero else self._symmetric(row)
+        for rows, columns in pieces(self.rows):
+            cast(rows, columns, found[rows, columns])
+        found[self._dead] = zero_code(row)
+        return found
+
+    def best_codes(self, valid=None):
+        """(element codes, the table that each unit takes). valid: False where values are padding. Spec: CB-4."""
+        tables = self.block.tables
+        casts = [self._symmetric(row) for row in tables]
+        runs = [codec.decoder(row, np.dtype(np.float64), self.rows.size) for row in tables]
+        found = np.empty(self.rows.shape, codec.code_dtype(tables[0]))
+        chosen = np.empty(len(self.rows), np.uint8)
+        divisor = self.scales.divisor.reshape(-1)
+        for rows in slabs(self.rows):
+            part = self.rows[rows]
+            codes = np.empty((len(tables), *part.shape), found.dtype)
+            values = np.empty((len(tables), *part.shape))
+            for cast, run, some, values_of in zip(casts, runs, codes, values):
+                cast(rows, slice(None), some)
+                run(some.reshape(-1), values_of.reshape(-1))
+            chosen[rows] = codebooks.select(part, list(values), divisor[rows], None if valid is None else valid[rows])
+            found[rows] = np.take_along_axis(codes, chosen[rows].astype(np.intp)[None, :, None], axis=0)[0]
+        dead = self._dead
+        found[dead], chosen[dead] = zero_code(tables[0]), 0
+        return found, chosen
+
+    @property
+    def _dead(self):
+        return np.repeat(self.scales.dead, len(self.rows) // max(len(self.scales.dead), 1))
+
+    def _symmetric(self, row: Row):
+        """A function (rows, columns, room) that writes the codes of a piece."""
+        rule, divisor = rounding_rule(self.rounding), self.scales.divisor.reshape(-1)
+        quotients, factor, working = self._division(row, divisor, rule.stochastic)
+        run = codec.encoder(codec.source_row(working), row, self.rounding, self.recipe.overflow, self.rows.size,
+                            self.random_width)
+        scratch, tiniest = np.empty(min(self.rows.size, _room(self.rows)), working), _tiniest(working)
+        finish = FINISHES[self.recipe.finish]
+        guarded = rule.name in ("rup", "rdn", "rto")
+
+        def cast(rows, columns, room):
+            part = self.rows[rows, columns]
+            y = quotients(part, beside(factor[rows], part), scratch[: part.size].reshape(part.shape))
+            if guarded:                                 # what underflows is still not zero
+                np.copyto(y, np.copysign(tiniest, part), where=(y == 0) & (part != 0))
+            bits = None if self.draws is None else self.draws[rows, columns].reshape(-1)
+            flat = room.reshape(-1)
+            run(y.reshape(-1).view(f"u{working.itemsize}"), flat, bits)
+            if finish:
+                finish(flat, y.reshape(-1), row)
+        return cast
+
+    def _division(self, row: Row, divisor, stochastic: bool):
+        """(quotient function, factors, dtype of the quotients)"""
+        if self.recipe.quotient != "exact":
+            return QUOTIENTS[self.recipe.quotient], divisor.astype(np.float32), np.dtype(np.float32)
+        if RULES[self.block.rule].kind == "exponent":
+            single = row.min_positive >= 2.0 ** -100 and bool(np.all(divisor >= 2.0 ** -126))
+            working = self.rows.dtype if single else np.dtype(np.float64)   # float32 would drown ties
+            return _by_power, (1 / divisor).astype(working), working
+        way = _by_long_division if stochastic else _by_odd_division if self.block.needs_odd else _by_division
+        return way, divisor, np.dtype(np.float64)
+
+    def _asymmetric(self):
+        """As _symmetric, with a zero point. Spec: BLOCK-14."""
+        row, zero_row, divisor = self.block.element_row, self.block.zero_row, self.scales.divisor.reshape(-1)
+        if rounding_rule(self.rounding).stochastic:
+            raise InputError(f"rounding {self.rounding!r} is not defined for {self.block.name}, "
+                             "which has a zero point")
+        zeros = codec.decode(self.scales.zeros, zero_row, np.float64)
+        shifted, top = zero_row.is_float, row.layout.max_index
+        reach = max(int(max(zero_row.max, -zero_row.lowest)), top).bit_length() + 1
+        target = row if shifted else number_format(f"int{min(reach, 32)}")
+        run = codec.encoder(codec.source_row(np.float64), target, self.rounding, "sat", self.rows.size)
+
+        def cast(rows, columns, room):
+            part, zero = self.rows[rows, columns], zeros[rows, None]
+            wide = to_odd(sum_to_odd(part.astype(np.float64), np.broadcast_to(zero, part.shape)) if shifted
+                          else part.astype(np.float64))
+            y = np.ascontiguousarray(wide / divisor[rows, None])
+            codes = np.empty(part.size, codec.code_dtype(target))
+            run(y.reshape(-1).view(np.uint64), codes)
+            if not shifted:
+                signed = (codes.astype(np.int64) << (64 - target.width)) >> (64 - target.width)
+                codes = np.clip(signed.reshape(part.shape) + zero.astype(np.int64), 0, top)
+            room[...] = codes.reshape(part.shape)
+        return cast
+
+
+def zero_code(row: Row) -> int:
+    """The code of +0, or of the smallest value where there is no zero."""
+    return row.zero if row.is_listed else row.layout.code(False, row.layout.first)
+
+
+def slabs(rows):
+    """Slices of whole rows, about CHUNK values each."""
+    step = max(1, CHUNK // max(rows.shape[1], 1))
+    return (slice(start, start + step) for start in range(0, rows.shape[0], step))
+
+
+def pieces(rows):
+    """(rows, columns) of about CHUNK values each: several whole rows, or parts of one long row."""
+    for some in slabs(rows):
+        for start in range(0, rows.shape[1], CHUNK):
+            yield some, slice(start, min(start + CHUNK, rows.shape[1]))
+
+
+def _room(rows) -> int:
+    return max(CHUNK, rows.shape[1])
+
+
+def _tiniest(dtype):
+    return np.finfo(dtype).smallest_subnormal
+
+
+def beside(factor, part):
+    """One factor a row in a shape that goes with the values of a piece."""
+    if part.shape[1] >= SHORT:
+        return factor[:, None]
+    return np.repeat(factor, part.shape[1]).reshape(part.shape)     # short rows make slow inner loops
+
+
+# ------------------------------------------------------------------------------------------------------------
+# quotients
+
+def _by_power(part, inverse, room):
+    return np.multiply(part, inverse, out=room, dtype=room.dtype)
+
+
+def _by_division(part, divisor, room):
+    return np.divide(to_odd(part) if part.dtype == np.float64 else part, divisor, out=room)
+
+
+def _by_odd_division(part, divisor, room):
+    """Quotients rounded to odd at 53 bits, for divisors of at most 24: what float64 lost shows in the remainder,
+    x - high * d - low * d, whose every step is exact."""
+    quotient = np.divide(part, divisor, out=room, dtype=np.float64)
+    words = quotient.view(np.int64)
+    high = (words & ~np.int64((1 << 24) - 1)).view(np.float64)
+    rest = (part - high * divisor) - (quotient - high) * divisor
+    outward = (rest > 0) == (quotient > 0)
+    lost = (rest != 0) & (words & 1 == 0) & np.isfinite(rest)
+    np.add(words, np.where(outward, 1, -1), out=words, where=lost)
+    return quotient
+
+
+def _by_long_division(part, divisor, room):
+    return long_division(part.astype(np.float64), divisor, room)
+
+
+def long_division(values, divisor, room):
+    """Quotients rounded to odd at 52 or 53 significant bits: enough for 32 random bits below any element."""
+    fraction, exponent = np.frexp(values)
+    scale, power = np.frexp(divisor)
+    dividend = np.ldexp(np.abs(fraction), 63).astype(np.uint64)         # 53 bits at the top of 63
+    scale = np.ldexp(scale, 32).astype(np.uint64)                       # at most 32 bits (blocks/rows.py)
+    high, rest = np.divmod(dividend, scale)
+    low, rest = np.divmod(rest << np.uint64(31), scale)
+    quotient = high << np.uint64(31) | low | (rest != 0)                # 62 or 63 bits, the last one sticky
+    quotient = sticky(quotient, 10).astype(np.float64)
+    return np.copysign(np.ldexp(quotient, exponent - power - 62), values, out=room)

@@ -1,0 +1,282 @@
+"""From tiles to scales: the first two stages of the quantiser.
+
+1. The largest magnitude of every tile and subtile, from exponent and significand bits.
+2. A scale rule turns them into codes of the scale format and into what the values are divided by. There are few
+   of these, so float64 is affordable. Sources are cut to SOURCE_BITS significant bits first, by rounding to
+   odd, which keeps their order against every product of at most one bit less (quantize.py has the proof).
+"""
+
+from fractions import Fraction
+from functools import lru_cache
+from typing import NamedTuple
+
+import numpy as np
+
+from refq.blocks.rows import Block
+from refq.blocks.rules import Rule
+from refq.blocks.tiles import Tiles
+from refq.formats import codec
+from refq.formats.definition import CHUNK
+from refq.formats.names import number_format
+
+OVERFLOW = "sat"            # what scales and zero points do beyond their range (Spec: BLOCK-4)
+SOURCE_BITS = 51
+
+ZERO_TILES = {"lowest": "code 0", "one": "the code of 1"}
+NAN_TILES = {"nan": "the scale's NaN, elements 0", "ignored": "the scale of the finite values"}
+INF_TILES = {"nan": "the scale's NaN, elements 0", "ignored": "the scale of the finite values",
+             "largest": "the largest scale"}
+TINY_TILES = {"clamp": "the smallest positive scale", "flush": "code 0, elements 0"}
+
+
+class Choices(NamedTuple):
+    """What a recipe decides about scales, in words of the tables above (Spec: BLOCK-5 to BLOCK-7)."""
+
+    rule: Rule
+    zero: str = "lowest"
+    nan: str = "nan"
+    inf: str = "nan"
+    tiny: str = "clamp"
+
+
+class Scales(NamedTuple):
+    """The scales of all tiles.
+
+    codes: (tiles,) scale codes. divisor: (tiles, units), float64, what the values of each unit (the smallest
+    subtile, or the tile) are divided by; nonzero and finite.
+    dead: (tiles,) whether all elements of a tile become code 0.
+    tensor_scale: float32, or None. offsets: (tiles, parts) of each level of subtiles with offsets.
+    zeros: (tiles,) zero-point codes, or None.
+    """
+
+    codes: np.ndarray
+    divisor: np.ndarray
+    dead: np.ndarray
+    tensor_scale: np.float32 | None = None
+    offsets: tuple = ()
+    zeros: np.ndarray | None = None
+
+
+def scales_of(flat, tiles: Tiles, block: Block, choices: Choices, tensor_scale=None) -> Scales:
+    """The exact scales of tiles in rows, (tiles, values). Spec: BLOCK-3 to BLOCK-10, BLOCK-14, BLOCK-15."""
+    if choices.rule.name == "minmax":
+        return _minmax(flat, block, choices)
+    finite = "ignored" in (choices.nan, choices.inf)
+    units = amax(flat, tiles.unit[0] * tiles.unit[1], finite).reshape(len(flat), -1)
+    whole = amax(units, units.shape[1]) if units.shape[1] > 1 else units[:, 0]
+    if choices.inf == "largest":
+        units, whole = (_inf_to_largest(flat, part) for part in (units, whole))
+    if choices.rule.kind == "exponent":
+        return _exponents(whole, units, block, choices)
+    if choices.rule.name == "hif4":
+        return _hif4(whole, units, block, choices)
+    return _floats(flat, tiles, whole, block, choices, tensor_scale)
+
+
+# ------------------------------------------------------------------------------------------------------------
+# magnitudes
+
+def amax(values, size: int, finite=False):
+    """Largest magnitude of each run of `size` values of a C-contiguous array, as floats, flat.
+
+    A NaN or infinity wins, as its bits are the largest; `finite` leaves both out.
+    """
+    kind = np.dtype(f"u{values.itemsize}").type
+    words = values.view(kind).reshape(-1)
+    count = words.size // size
+    found = np.zeros(count, kind)
+    magnitude = kind((1 << (8 * values.itemsize - 1)) - 1)
+    infinity = np.array(np.inf, values.dtype).view(kind)
+    step = max(1, CHUNK // size)
+    buffer = np.empty(min(words.size, step * size), kind)
+    for start in range(0, count, step):
+        part = words[start * size: (start + step) * size]
+        room = np.bitwise_and(part, magnitude, out=buffer[: part.size])
+        if finite:
+            room[room >= infinity] = 0
+        out = found[start: start + step]
+        if size > 8:
+            np.maximum.reduceat(room, np.arange(0, part.size, size), out=out)
+        else:
+            out[...] = room[::size]
+            for place in range(1, size):
+                np.maximum(out, room[place::size], out=out)
+    return found.view(values.dtype)
+
+
+def _inf_to_largest(flat, found):
+    largest = np.finfo(flat.dtype).max
+    return np.where(np.isinf(found), largest, found)
+
+
+def to_odd(values):
+    """float64 rounded to odd at SOURCE_BITS significant bits; infinities and NaN stay what they are."""
+    kept = sticky(values.view(np.uint64), 53 - SOURCE_BITS).view(np.float64)
+    return np.where(np.isnan(values), values, kept)
+
+
+def sticky(words, count: int):
+    """uint64 without their `count` low bits, which are or-ed into the last bit that stays."""
+    low = np.uint64((1 << count) - 1)
+    return (words | ((words & low) + low)) & ~low
+
+
+def sum_to_odd(a, b):
+    """a + b in float64, rounded to odd at 53 bits; the sum must not be beyond float64."""
+    total = a + b
+    back = total - a
+    rest = (a - (total - back)) + (b - back)        # what the sum lost, exactly (TwoSum)
+    words = total.view(np.int64)
+    outward = (rest > 0) == (total > 0)             # the exact sum lies further from zero
+    lost = (rest != 0) & (words & 1 == 0) & np.isfinite(total)
+    return np.where(lost, words + np.where(outward, 1, -1), words).view(np.float64)
+
+
+# ------------------------------------------------------------------------------------------------------------
+# exponent scales
+
+@lru_cache(maxsize=256)
+def exponents(name: str) -> tuple[int, int, np.ndarray]:
+    """(lowest exponent, highest exponent, code of every exponent from the lowest) of an exponent format."""
+    row = number_format(name)
+    if row.is_listed:
+        return row.lowest_exponent, row.highest_exponent, row.exponent_codes
+    return row.layout.qmin, row.emax, np.arange(row.emax - row.layout.qmin + 1)
+
+
+def nan_code(row) -> int:
+    """The code of a scale format's canonical NaN (BLOCK-6)."""
+    return int(codec.encode(np.full(1, np.nan), row, "rne", OVERFLOW)[0])
+
+
+def _exponents(whole, units, block: Block, choices: Choices) -> Scales:
+    """Spec: BLOCK-3, BLOCK-5 to BLOCK-7, BLOCK-15, RULE-1 to RULE-6."""
+    row = block.scale_row
+    lowest, highest, code_of = exponents(row.name)
+    past = choices.rule.past(block.elements)
+    zero, finite = whole == 0, np.isfinite(whole)
+    found = shared_exponent(whole, block.elements.emax, past)
+    exponent = np.clip(found, lowest, highest)
+    exponent[zero] = {"lowest": lowest, "one": 0}[choices.zero]
+    dead = ~finite
+    if choices.tiny == "flush":
+        dead |= (found < lowest) & ~zero
+    codes = np.where(finite, code_of[exponent - lowest], nan_code(row)).astype(codec.code_dtype(row))
+    exponent[~finite] = 0
+    offsets, exponent = (), exponent[:, None]
+    if bits := sum(block.offset_bits):
+        inner = np.where(units == 0, lowest - 64, shared_exponent(units, block.elements.emax, past))
+        offset = np.clip(exponent - inner, 0, (1 << bits) - 1)
+        offset[~finite] = 0
+        offsets, exponent = (offset.astype(np.uint8),), exponent - offset
+    return Scales(codes, np.ldexp(1.0, exponent), dead, None, offsets)
+
+
+def shared_exponent(amax, emax: int, past) -> np.ndarray:
+    """floor(log2 amax) - emax, and one more past the threshold; exponents of zeros and infinities mean nothing."""
+    fraction, exponent = np.frexp(amax)
+    exponent = exponent.astype(np.int64) - 1 - emax
+    if past is not None:
+        threshold, itself = past[0] / 2, past[1]                 # frexp's fractions lie below 1
+        reached = np.asarray(float(threshold), amax.dtype)
+        assert Fraction(float(reached)) == threshold
+        exponent += fraction >= reached if itself else fraction > reached
+    return exponent
+
+
+# ------------------------------------------------------------------------------------------------------------
+# float scales
+
+def _floats(flat, tiles: Tiles, whole, block: Block, choices: Choices, tensor_scale) -> Scales:
+    """Spec: BLOCK-5 to BLOCK-7, BLOCK-9, BLOCK-10, RULE-7."""
+    row, largest = block.scale_row, float(block.elements.max)
+    finite = np.isfinite(whole)
+    sizes = np.where(finite, to_odd(whole.astype(np.float64)), 0)
+    if block.outer and tensor_scale is None:
+        overall = sizes.max(initial=0.0)
+        ratio = np.array([overall / (largest * float(row.max))])
+        fitted = positive_scale(ratio, np.array([True]), number_format(block.outer))[1][0]
+        tensor_scale = np.float32(fitted if overall else 1.0)
+    outer = 1.0 if tensor_scale is None else float(tensor_scale)
+    if choices.rule.name == "absmean":
+        valid = tiles.valid()
+        counts = np.full(len(flat), flat.shape[1]) if valid is None else valid.sum(axis=1)
+        codes, values = _mean_scales(flat, sizes, counts, row)
+    else:
+        codes, values = positive_scale(sizes / (largest * outer), (sizes > 0) & (choices.tiny == "clamp"), row)
+    return _finish(codes, values, sizes == 0, ~finite, outer, tensor_scale, row, choices)
+
+
+def _finish(codes, values, zero, broken, outer, tensor_scale, row, choices, offsets=(), factor=None) -> Scales:
+    """Zero, dead and broken tiles of float scales, and divisors."""
+    if choices.zero == "one":
+        codes = np.where(zero, row.code_of_one, codes).astype(codes.dtype)
+    else:
+        codes = np.where(zero, 0, codes).astype(codes.dtype)
+    flushed = (values == 0) & ~zero
+    codes[broken] = nan_code(row)
+    divisor = np.where(zero | flushed | broken, 1.0, values * outer)[:, None]
+    return Scales(codes, divisor if factor is None else divisor * factor, broken | flushed, tensor_scale, offsets)
+
+
+def positive_scale(quotients, positive, row):
+    """Codes and values of quotients rounded to nearest even; no zero where `positive` says so (BLOCK-9)."""
+    codes = codec.encode(quotients, row, "rne", OVERFLOW)
+    codes = np.where(positive & (codes == 0), 0 if not row.has_zero else 1, codes).astype(codes.dtype)
+    return codes, codec.decode(codes, row, np.float64)
+
+
+def _mean_scales(flat, sizes, counts, row):
+    """Mean magnitudes, exact, rounded once: float64 sums decide unless the rounding is close. Spec: RULE-7."""
+    means = np.where(sizes > 0, np.abs(flat, dtype=np.float64).sum(axis=1) / counts, 0)
+    slack = 1 + flat.shape[1] * 2.0 ** -52              # of summing and dividing in float64, generously
+    low, high = (codec.encode(part, row, "rne", OVERFLOW) for part in (means / slack, means * slack))
+    for tile in np.flatnonzero(low != high):
+        means[tile] = _odd_float(sum(Fraction(abs(float(value))) for value in flat[tile]) / int(counts[tile]))
+    return positive_scale(means, sizes > 0, row)
+
+
+def _odd_float(value: Fraction) -> float:
+    """A positive fraction rounded to odd in float64."""
+    near = float(value)
+    below = near if Fraction(near) <= value else float(np.nextafter(near, 0))
+    odd = Fraction(below) == value or np.float64(below).view(np.uint64) & np.uint64(1)
+    return below if odd else float(np.nextafter(below, np.inf))
+
+
+def _hif4(whole, units, block: Block, choices: Choices) -> Scales:
+    """A scale of amax / 7 and two levels of one-bit exponents. Spec: RULE-9."""
+    row, finite = block.scale_row, np.isfinite(whole)
+    sizes = np.where(finite, to_odd(whole.astype(np.float64)), 0)
+    codes, values = positive_scale(sizes / 7, sizes > 0, row)
+    small = np.where(finite[:, None], units.astype(np.float64), 0)
+    group = block.subtiles[0][0] // block.subtiles[1][0]        # units of a larger subtile
+    large = amax(small, group).reshape(len(small), -1)
+    first = (large >= 4 * values[:, None]).astype(np.uint8)
+    wide = np.repeat(first, group, axis=1)
+    second = (small >= np.ldexp(2 * values[:, None], wide)).astype(np.uint8)
+    first[~finite], second[~finite] = 0, 0
+    return _finish(codes, values, sizes == 0, ~finite, 1.0, None, row, choices, (first, second),
+                   np.ldexp(1.0, wide + second.astype(np.int64)))
+
+
+# ------------------------------------------------------------------------------------------------------------
+# asymmetric integers
+
+def _minmax(flat, block: Block, choices: Choices) -> Scales:
+    """Spec: BLOCK-14, RULE-8."""
+    starts = np.arange(0, flat.size, flat.shape[1])
+    line = flat.reshape(-1)
+    low = np.minimum(np.minimum.reduceat(line, starts) if flat.size else line[:0], 0).astype(np.float64)
+    high = np.maximum(np.maximum.reduceat(line, starts) if flat.size else line[:0], 0).astype(np.float64)
+    broken = ~(np.isfinite(low) & np.isfinite(high))
+    low, high = np.where(broken, 0, low), np.where(broken, 0, high)
+    span, row = to_odd(sum_to_odd(high, -low)), block.scale_row
+    codes, values = positive_scale(span / float(block.elements.max), span > 0, row)
+    scales = _finish(codes, values, span == 0, broken, 1.0, None, row, choices)
+    zero = -low
+    if not block.zero_row.is_float:
+        zero = to_odd(zero) / scales.divisor[:, 0]
+    zeros = codec.encode(zero, block.zero_row, "rne", OVERFLOW)
+    zeros[broken] = 0
+    return scales._replace(zeros=zeros)
