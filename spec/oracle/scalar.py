@@ -101,7 +101,7 @@ def _float_facts(exp, man, bias, special, signed, tie, pad):
         "p3109-extended": ones - 1 if signed else ones - 2,
     }[special]
     f = Facts(integer=False, signed=signed, body=body, man=man, bias=bias, special=special, tie=tie, pad=pad,
-              quantum=-bias if special == "scale" else 1 - bias - man, precision=man + 1,
+              quantum=(0 if special == "scale" else 1) - bias - man, precision=man + 1,
               top=top, high=0, low=0,
               has_inf=special in ("ieee", "p3109-extended"),
               has_nan=special in ("fn", "fnuz", "scale") + P3109 or (special == "ieee" and man > 0),
@@ -114,14 +114,14 @@ def _units(body, f):
     """VAL-2: the magnitude of a finite floating code, counted in the format's smallest quantum."""
     e, t = body >> f.man, body & ((1 << f.man) - 1)
     if f.special == "scale":
-        return 1 << e
+        return ((1 << f.man) + t) << e
     return t if e == 0 else ((1 << f.man) + t) << (e - 1)
 
 
 def _body(units, f):
     """VAL-2 backwards: the floating code, without its sign, of a magnitude that the format has."""
     grow = max(units.bit_length() - f.precision, 0)
-    return (grow << f.man) + (units >> grow) - (f.special == "scale")
+    return (grow << f.man) + (units >> grow) - ((f.special == "scale") << f.man)
 
 
 # --- decode ---------------------------------------------------------------------------------------
@@ -252,7 +252,7 @@ def settle(r, fmt, rounding, overflow, overflows=None):
     if r.units > (_depth(f, overflow) if r.negative else f.high):
         stop = _stops(overflow["stop"], rounding, r.negative, f)
         return _first(("max",) if stop else overflow["above"], r, f, overflow)
-    if r.units == 0 and f.special == "scale":                  # ZERO-2
+    if r.units < (f.special == "scale") << f.man:              # ROUND-7, ZERO-2
         return _nan_code(r, f, overflow) if overflow["zero"] == "nan" and not r.nonzero else 0
     return _number(r, f)
 
