@@ -7,6 +7,8 @@ import pytest
 
 import refq
 from refq.blocks.packing import Packed, pack, pack_codes, unpack, unpack_codes
+from refq.blocks.quantize import Quantized
+from refq.blocks.rows import DATA_TYPES, data_type
 from refq.errors import InputError
 
 # (bits, codes, bytes), worked out by hand: the first code in the lowest bits
@@ -142,8 +144,8 @@ TYPES = {"mxfp4": ["onnx", "torch", "gguf", "bitsandbytes", "amd-preshuffle", "s
 
 def same(a, b):
     """Two Quantized, bit for bit."""
-    for name in ("codes", "scales"):
-        left, right = getattr(a, name), getattr(b, name)
+    pairs = [(getattr(a, name), getattr(b, name)) for name in ("codes", "scales", "zeros", "tables", "mask")]
+    for left, right in [*pairs, *zip(a.offsets, b.offsets, strict=True)]:
         assert (left is None) == (right is None)
         assert left is None or (left.dtype == right.dtype and np.array_equal(left, right))
     for name in ("dtype", "shape", "axis", "recipe", "rounding"):
@@ -212,7 +214,89 @@ def test_nothing_is_shared_and_nothing_changes():
         assert np.array_equal(codes, before)
 
 
+# --- every part (PACK-10) and sparse codes (PACK-11) ------------------------------------------------------
+
+BY_RULE = ("uint4_binary16_bfloat16_t32", "uint4_binary16_bfloat16_t32n2m4", "uint4_binary16_uint4_t16n2m4",
+           "uint4_binary16_int8_t16x8", "nf4_binary32_t16n1m3", "cb42f1346_e2m3fnuz_e8m0_t32s8",
+           "cb42f1346_e2m3fnuz_e8m0_t32n2m4", "e2m1_e8m0_t4x8s2x2o2", "e2m1_e8m0_t0x8", "e2m1_e8m0_t8x0n2m4",
+           "int4_e4m0scale_t16s4o1", "e2m1_binary32_channeln3m5", "int3_binary32_tensorn3m4", "int4_ue5m3_t7")
+
+
+@pytest.mark.parametrize("name", [*DATA_TYPES, *BY_RULE])
+def test_every_data_type_comes_back(name):
+    """All ways round, with NaN and zeros among the values, and not a bit more than BLOCK-12 counts but for
+    the ends of the parts."""
+    dtype, rng = data_type(name), np.random.default_rng(0)
+    for shape in [(1,), (37,), (3, 70), (70, 3), (2, 5, 40), (33, 100)]:
+        axes = list(range(len(shape)))
+        if isinstance(dtype.tile, tuple):
+            axes = [*axes, (1, 0), (0, len(shape) - 1)] if len(shape) > 1 else []
+        for axis in axes:
+            x = rng.standard_normal(shape).astype(np.float32)
+            if x.size > 60:
+                x.flat[3], x.flat[50:60] = np.nan, 0
+            q = refq.quantize(x, dtype, axis)
+            packed = q.pack()
+            same(packed.unpack(), q)
+            assert 0 <= 8 * packed.nbytes - q.bits_per_value * x.size <= 7 * (5 + len(q.offsets))
+
+
+def test_scales_of_less_than_a_byte():
+    """The rows of the table of PACK-10."""
+    for name, tile, scales, want in [("b4int3", 4, [1, 2, 3, 15], "21 f3"),
+                                     ("tt_bfp8_a", 16, [1, 31, 2], "e1 0b")]:
+        codes = np.zeros((1, tile * len(scales)), np.uint8)
+        q = Quantized(codes, np.uint8([scales]), data_type(name), codes.shape, 1, "ocp")
+        assert q.pack().scales.tobytes() == bytes.fromhex(want)
+        same(q.pack().unpack(), q)
+        same(q.pack(scale_layout="msb-first").unpack(), q)
+
+
+def test_offsets_zeros_and_tables_by_hand():
+    mx9 = data_type("mx9")
+    q = Quantized(np.zeros(32, np.uint8), np.uint8([127, 3]), mx9, (32,), 0, "ocp",
+                  offsets=(np.uint8([1, 0, 1, 1, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0, 1]),))
+    packed = q.pack()
+    assert [part.tobytes() for part in packed.offsets] == [bytes.fromhex("8d 80")]
+    assert packed.scales.tobytes() == bytes.fromhex("7f 03")
+    same(packed.unpack(), q)
+    q = Quantized(np.uint8([[1, 2], [3, 4]]), np.uint16([[0x3C00, 0x4000]]), data_type("uint4"), (2, 2), 0,
+                  "exact", zeros=np.uint8([[7, 9]]))
+    packed = q.pack()
+    assert (packed.zeros.tobytes(), packed.codes.tobytes()) == (b"\x97", b"\x21\x43")
+    same(packed.unpack(), q)
+    dtype = data_type("cb42f1346_e2m3fnuz_e8m0_t32")
+    q = Quantized(np.zeros(160, np.uint8), np.uint8([127] * 5), dtype, (160,), 0, "ocp",
+                  tables=np.uint8([3, 0, 1, 2, 1]))
+    assert q.pack().tables.tobytes() == bytes.fromhex("93 01")
+    same(q.pack().unpack(), q)
+
+
+def test_only_kept_codes_are_stored():
+    """A line of 10 at 2:4 keeps 2 + 2 + 2, the largest magnitudes in their order."""
+    x = np.float32([[6, 1, -4, 0, 0, 1, 0, 2, 3, 4], [0, 0, 0, 0, 0, 0, 0, 0, 0, 6]])
+    q = refq.quantize(x, "e2m1_e8m0_t16n2m4")
+    packed = q.pack()
+    assert packed.codes.tobytes() == bytes.fromhex("e7 42 65 00 00 70")
+    assert packed.mask.tobytes() == bytes.fromhex("a5 cf 0c")
+    assert q.bits_per_value * 20 == 12 * 4 + 2 * 8 + 20
+    for layout in ("torch", "msb-first", "gguf-q4_0-qs", "amd-preshuffle"):
+        for axis in (0, 1):
+            other = refq.quantize(x, "e2m1_e8m0_t16n2m4", axis)
+            same(other.pack(layout).unpack(), other)
+
+
+def test_dropped_values_have_the_code_of_zero_again():
+    """0 is where the zero point lies: code z, or z / s rounded (BLOCK-14)."""
+    x = np.float32([[-4, -3, -2, 11], [1, 2, 3, 0.5]]).repeat(2, axis=1)
+    for name in ("uint4_binary16_uint4_t4n2m4", "uint4_binary16_bfloat16_t4n2m4"):
+        q = refq.quantize(x, name)
+        assert set(q.codes[~q.mask].tolist()) != {0}
+        same(q.pack().unpack(), q)
+
+
 Q4 = refq.quantize(np.ones((2, 32), np.float32), "mxfp4")
+SPARSE = refq.quantize(np.ones((2, 8), np.float32), "e2m1_e8m0_t8n2m4")
 INT8 = refq.quantize(np.ones((2, 32), np.float32), "int8")
 ONES = np.ones((2, 32), np.uint8)
 
@@ -253,6 +337,18 @@ def raw(data, dtype, scales=None, layout="onnx"):
     (lambda: unpack(raw(b"1" * 16, "mxfp4")), "mxfp4 needs scales apart from its codes"),
     (lambda: unpack(raw(b"1" * 16, "e2m1", b"1")), "e2m1 has no scales apart from its codes"),
     (lambda: unpack(raw(b"1" * 16, "mxfp4", layout="gguf-mxfp4")), "take 17 bytes, got 16"),
+    (lambda: SPARSE.pack("scale-first"), "has no place for a mask; e2m1_e8m0_t8n2m4 needs a layout of codes"),
+    (lambda: refq.quantize(np.ones((2, 8)), "mx9").pack("scale-first"), "has no place for subtiles"),
+    (lambda: refq.quantize(np.ones((2, 8)), "uint4").pack("scale-first"), "has no place for zero points"),
+    (lambda: refq.quantize(np.ones((2, 8)), "mxfp4_16x16").pack("scale-last"), "tiles of two dimensions"),
+    (lambda: replace(SPARSE, mask=~SPARSE.mask & False).pack(),
+     "must keep 2 of every 4 values, 4 of a line of 8"),
+    (lambda: replace(SPARSE, codes=SPARSE.codes | 1).pack(), r"must have the code of \+0 in their tile"),
+    (lambda: unpack(replace(SPARSE.pack(), mask=None)), "needs mask apart from its codes"),
+    (lambda: unpack(replace(SPARSE.pack(), mask=np.zeros(2, np.uint8))),
+     "keeps 0 values, but there are codes of 8"),
+    (lambda: unpack(replace(Q4.pack(), zeros=b"1")), "mxfp4 has no zeros apart from its codes"),
+    (lambda: unpack(replace(Q4.pack(), offsets=(b"1",))), "mxfp4 has 0 levels of offsets, not 1"),
     (lambda: replace(Q4, scales=Q4.scales[:1]).pack("scale-first"), r"array of shape \(2, 1\), not \(1, 1\)"),
 ])
 def test_layouts_refused(call, words):

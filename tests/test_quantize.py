@@ -11,8 +11,8 @@ import pytest
 
 import refq
 from refq.blocks.packing import Packed, unpack_codes
-from refq.blocks.quantize import RECIPES
-from refq.blocks.rows import DATA_TYPES
+from refq.blocks.recipes import RECIPES
+from refq.blocks.rows import DATA_TYPES, stored_width
 from refq.errors import InputError
 from refq.formats import codec, values
 from refq.formats.definition import CHUNK
@@ -518,12 +518,15 @@ def test_bits_per_value(name, shape, bits):
 
 @pytest.mark.parametrize("name", SCALED)
 def test_pack_holds_all_that_bits_per_value_counts(name):
+    """Every part ends with a byte, and has nothing but its codes in it otherwise (PACK-10)."""
     q = refq.quantize(data((6, 160)), name)
     packed = q.pack()
-    assert isinstance(packed, Packed) and packed.codes.dtype == packed.scales.dtype == np.uint8
-    total = 8 * (packed.codes.nbytes + packed.scales.nbytes) + (0 if packed.tensor_scale is None else 32)
-    assert Fraction(total, q.codes.size) == q.bits_per_value
-    scales = unpack_codes(packed.scales, 8 * q.scales.itemsize, q.scales.size)
+    parts = [packed.codes, packed.scales, *packed.offsets, packed.zeros, packed.tables, packed.mask]
+    parts = [part for part in parts if part is not None]
+    assert isinstance(packed, Packed) and all(part.dtype == np.uint8 for part in parts)
+    assert packed.nbytes == sum(part.nbytes for part in parts) + 4 * (packed.tensor_scale is not None)
+    assert 0 <= 8 * packed.nbytes - q.bits_per_value * q.codes.size <= 7 * len(parts)
+    scales = unpack_codes(packed.scales, stored_width(q.dtype.scale_row), q.scales.size)
     assert scales.tolist() == q.scales.reshape(-1).tolist()
     assert refq.quantize(data((3, 4)), refq.number_format("e2m3")).pack().scales is None
 

@@ -1,13 +1,18 @@
-"""Codes as bytes, and back: arrays and quantised arrays in layouts of layouts.py (Spec: PACK-1 to PACK-9)."""
+"""Codes as bytes, and back: arrays and quantised arrays in layouts of layouts.py (Spec: PACK-1 to PACK-11)."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 
 import numpy as np
 
 from refq.blocks import layouts
 from refq.blocks.layouts import BLOCK_LAYOUTS, LAYOUTS, LINE, BlockLayout, Layout, Swizzle
-from refq.blocks.rows import Block, data_type
+from refq.blocks.elements import Casting, zero_code
+from refq.blocks.recipes import recipe_of
+from refq.blocks.rows import Block, data_type, stored_width
+from refq.blocks.scales import Scales
+from refq.blocks.sparsity import pack_mask
+from refq.blocks.tiles import Tiles, one_axis, sides, tile_axes
 from refq.errors import InputError
 from refq.formats import codec
 
@@ -18,10 +23,14 @@ STREAM = LAYOUTS["onnx"]
 class Packed:
     """A quantised array as bytes, and what it takes to read them.
 
-    codes: uint8 array of element codes in `layout`; of whole blocks where that is a block layout.
+    codes: uint8 array of element codes in `layout`, under a mask of the kept values only; of whole blocks where
+    that is a block layout.
     scales: uint8 array of scale codes in `scale_layout`; None where unscaled or inside the blocks.
     tensor_scale: float32 of a two-level type, or None.
     dtype (a row or a name), shape, axis, recipe, rounding: of the Quantized.
+    offsets: of each level of subtiles that has some. zeros, tables, mask: bits of the parts of that name, or
+    None. All are flat uint8 in layout "onnx".
+    Spec: PACK-10, PACK-11.
     """
 
     codes: np.ndarray
@@ -29,11 +38,22 @@ class Packed:
     tensor_scale: np.float32 | None
     dtype: Block | str | None = None
     shape: tuple[int, ...] | None = None
-    axis: int = -1
+    axis: int | tuple[int, int] = -1
     layout: str = "onnx"
     scale_layout: str = "onnx"
     recipe: str = "exact"
     rounding: str = "rne"
+    offsets: tuple[np.ndarray, ...] = ()
+    zeros: np.ndarray | None = None
+    tables: np.ndarray | None = None
+    mask: np.ndarray | None = None
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all parts, 4 of a tensor scale included."""
+        parts = (self.codes, self.scales, *self.offsets, self.zeros, self.tables, self.mask)
+        outer = 0 if self.tensor_scale is None else 4
+        return outer + sum(_bytes(part).size for part in parts if part is not None)
 
     def unpack(self):
         """The Quantized again, bit for bit."""
@@ -51,7 +71,7 @@ def pack(values, layout="onnx", bits=None, axis=None, scale_layout="onnx", fill=
     fill: the code that fills lines up; default 0, or the code of +0 where the layout says "zero value".
     Returns for an array a contiguous uint8 array, shaped as PACK-5 and PACK-8 say; for a Quantized a Packed.
     Raises InputError for unknown layouts, widths the layout does not take and codes that do not fit.
-    Spec: PACK-1 to PACK-9.
+    Spec: PACK-1 to PACK-11.
     """
     if _is_quantized(values):
         if bits is not None or axis is not None:
@@ -60,7 +80,7 @@ def pack(values, layout="onnx", bits=None, axis=None, scale_layout="onnx", fill=
     _not_a_block_layout(layout)
     row, bits = layouts.layout(layout, bits)
     codes = np.atleast_1d(_codes(values, bits))
-    axis, fill = _axis(codes.shape, -1 if axis is None else axis), _fill(0 if fill is None else fill, bits)
+    axis, fill = one_axis(codes.shape, -1 if axis is None else axis), _fill(0 if fill is None else fill, bits)
     if isinstance(row, Swizzle):
         matrices = codes.reshape(_matrices(codes.shape))
         return layouts.swizzle(np.moveaxis(matrices, _matrix_axis(codes.shape, axis), -1), row)
@@ -83,7 +103,7 @@ def unpack(packed, shape=None, layout="onnx", bits=None, axis=-1):
     row, bits = layouts.layout(layout, bits)
     wanted, packed = _shape(shape), _bytes(packed)
     shape = wanted or (1,)
-    axis = _axis(shape, axis)
+    axis = one_axis(shape, axis)
     if isinstance(row, Swizzle):
         at = _matrix_axis(shape, axis)
         codes = np.moveaxis(_unswizzled(packed, row, _moved(_matrices(shape), at), shape, bits), -1, at)
@@ -204,13 +224,6 @@ def _fill(code, bits: int) -> int:
     return int(code)
 
 
-def _axis(shape, axis) -> int:
-    whole = isinstance(axis, (int, np.integer)) and not isinstance(axis, bool)
-    if not whole or not -len(shape) <= axis < len(shape):
-        raise InputError(f"axis {axis!r} is not an axis of an array of shape {tuple(shape)}")
-    return int(axis) % len(shape)
-
-
 def _shape(shape) -> tuple[int, ...]:
     sizes = (shape,) if isinstance(shape, (int, np.integer)) else shape
     listed = isinstance(sizes, (tuple, list))
@@ -248,10 +261,16 @@ def _pack_quantized(q, layout, scale_layout, fill) -> Packed:
             raise InputError(f"layout {row.name!r} is for scales; give it as scale_layout")
         if fill is None and row.fill == "zero value":
             fill = int(codec.encode(np.zeros(1, np.float32), q.dtype.element_row)[0])
-        codes = pack(q.codes, row, bits, q.axis, fill=fill)
-        scales = None if q.scales is None else pack(q.scales, scale_layout, 8 * q.scales.itemsize, q.axis)
+        codes = q.codes if q.mask is None else _kept(q)
+        codes = pack(codes, row, bits, _along(q.axis), fill=fill)
+        if q.scales is not None:
+            scales = pack(q.scales, scale_layout, stored_width(q.dtype.scale_row), _along(q.axis))
     return Packed(codes, scales, q.tensor_scale, q.dtype, q.shape, q.axis, row.name,
-                  getattr(scale_layout, "name", scale_layout), q.recipe, q.rounding)
+                  getattr(scale_layout, "name", scale_layout), q.recipe, q.rounding,
+                  tuple(map(pack_codes, q.offsets, q.dtype.offset_bits)),
+                  None if q.zeros is None else pack_codes(q.zeros, stored_width(q.dtype.zero_row)),
+                  None if q.tables is None else pack_codes(q.tables, q.dtype.meta_bits),
+                  None if q.mask is None else pack_mask(q.mask))
 
 
 def _unpack_quantized(packed: Packed):
@@ -259,18 +278,70 @@ def _unpack_quantized(packed: Packed):
     if packed.dtype is None or packed.shape is None:
         raise InputError("a Packed that is to be unpacked needs dtype and shape")
     dtype, shape = data_type(packed.dtype), _shape(packed.shape)
-    axis, scales = _axis(shape or (1,), packed.axis), None
+    axis = tile_axes(shape, dtype.tile, packed.axis)
+    facts = dtype, shape, axis, packed.recipe, packed.rounding, packed.tensor_scale
     if block := _block_layout(packed.layout):
         codes, scales = _Blocks.of(block, dtype, shape, axis).unpack(packed.codes)
-    else:
-        codes = unpack(packed.codes, shape, packed.layout, dtype.element_row.width, axis)
-        if (packed.scales is None) != (dtype.scale is None):
-            verb = "has no" if dtype.scale is None else "needs"
-            raise InputError(f"{dtype.name} {verb} scales apart from its codes in layout {packed.layout!r}")
-        if packed.scales is not None:
-            wide = 8 * codec.code_dtype(dtype.scale_row).itemsize
-            scales = unpack(packed.scales, _scales_shape(dtype, shape, axis), packed.scale_layout, wide, axis)
-    return Quantized(codes, scales, dtype, shape, axis, packed.recipe, packed.rounding, packed.tensor_scale)
+        return Quantized(codes, scales, *facts)
+    sizes, along = _part_shapes(dtype, shape, axis), _along(axis)
+
+    def part(name: str, bits: int):
+        """Codes of one part, or None where the data type has no such part."""
+        data = getattr(packed, name)
+        if (data is None) != (name not in sizes):
+            verb = "has no" if name not in sizes else "needs"
+            raise InputError(f"{dtype.name} {verb} {name} apart from its codes in layout {packed.layout!r}")
+        how = packed.scale_layout if name == "scales" else STREAM
+        return None if data is None else unpack(data, sizes[name], how, bits, along)
+
+    scales = part("scales", stored_width(dtype.scale_row) if dtype.scale else 0)
+    zeros = part("zeros", stored_width(dtype.zero_row) if dtype.zero else 0)
+    tables, mask = part("tables", dtype.meta_bits), part("mask", 1)
+    if len(packed.offsets) != len(sizes["offsets"]):
+        levels = len(sizes["offsets"])
+        raise InputError(f"{dtype.name} has {levels} levels of offsets, not {len(packed.offsets)}")
+    offsets = tuple(map(unpack, packed.offsets, sizes["offsets"], [STREAM] * 2, dtype.offset_bits))
+    codes = unpack(packed.codes, sizes["codes"], packed.layout, dtype.element_row.width, along)
+    mask = None if mask is None else mask.astype(bool)
+    q = Quantized(codes, scales, *facts, offsets, zeros, tables, mask)
+    return q if mask is None else replace(q, codes=_spread(q))
+
+
+def _part_shapes(dtype: Block, shape, axis) -> dict:
+    """The shape of every part that a quantised array of this data type has; of offsets one a level."""
+    sizes, along = {"codes": shape, "offsets": []}, _along(axis)
+    if dtype.sparsity:
+        n, m = dtype.sparsity
+        runs, rest = divmod(shape[along], m)
+        sizes["codes"] = (*shape[:along], n * runs + min(n, rest), *shape[along + 1:])
+        sizes["mask"] = shape
+    if dtype.scale is None:
+        return sizes
+    tiles = _tiles(dtype, shape, axis)
+    sizes["scales"] = _counts(tiles, tiles.size)
+    sizes["offsets"] = [_counts(tiles, sides(size)) for size, bits in dtype.subtiles if bits]
+    if dtype.zero:
+        sizes["zeros"] = sizes["scales"]
+    if dtype.meta_bits:
+        sizes["tables"] = _counts(tiles, tiles.unit)
+    return sizes
+
+
+def _tiles(dtype: Block, shape, axis) -> Tiles:
+    return Tiles.of(shape, dtype.tile, axis, dtype.subtiles[-1][0] if dtype.subtiles else None)
+
+
+def _counts(tiles: Tiles, size) -> tuple[int, ...]:
+    """The array's shape with every tiled axis replaced by its number of parts of `size` values."""
+    if not tiles.axes:
+        return (1,) * len(tiles.shape)
+    per = dict(zip(tiles.axes, size[-len(tiles.axes):]))
+    return tuple(-(-have // per.get(a, 1)) for a, have in enumerate(tiles.shape))
+
+
+def _along(axis) -> int:
+    """The axis that runs of kept values, rows and tiles run along: of a pair (cross, along) the second."""
+    return axis[1] if isinstance(axis, tuple) else axis
 
 
 def _block_layout(layout) -> BlockLayout | None:
@@ -278,18 +349,56 @@ def _block_layout(layout) -> BlockLayout | None:
     return rows[0] if isinstance(rows[0], BlockLayout) else None
 
 
-def _tile(dtype: Block, shape, axis: int) -> tuple[int, int]:
-    """Values of a whole tile, and tiles of a line."""
-    length = prod(shape) if dtype.tile == "tensor" else shape[axis]
-    size = dtype.tile if isinstance(dtype.tile, int) else max(1, length)
-    return size, 1 if dtype.tile == "tensor" else -(-length // size)
+# ------------------------------------------------------------------------------------------------------------
+# sparsity: only what the mask keeps is stored (Spec: PACK-11)
+
+def _kept(q):
+    """The codes of kept values, shaped like the array but for the axis, which counts them."""
+    along = _along(q.axis)
+    size = _part_shapes(q.dtype, q.shape, q.axis)["codes"]
+    if q.mask.shape != q.shape or (q.mask.sum(axis=along) != size[along]).any():
+        n, m = q.dtype.sparsity
+        raise InputError(f"the mask must keep {n} of every {m} values, {size[along]} of a line of "
+                         f"{q.shape[along]}, in an array of shape {q.shape}")
+    if (np.where(q.mask, 0, q.codes) != np.where(q.mask, 0, _dropped(q))).any():
+        raise InputError("values that the mask drops must have the code of +0 in their tile")
+    lines = np.moveaxis(q.codes, along, -1)[np.moveaxis(q.mask, along, -1)]
+    return _array(lines, size, along)
 
 
-def _scales_shape(dtype: Block, shape, axis: int) -> tuple[int, ...]:
-    if dtype.tile == "tensor":
-        return (1,) * len(shape)
-    return (*shape[:axis], _tile(dtype, shape, axis)[1], *shape[axis + 1:])
+def _spread(q):
+    """The codes of all values, from those of kept ones."""
+    along = _along(q.axis)
+    mask = np.moveaxis(q.mask, along, -1)
+    codes = np.array(np.moveaxis(np.broadcast_to(_dropped(q), q.shape), along, -1))
+    kept = np.moveaxis(q.codes, along, -1).reshape(-1)
+    if np.count_nonzero(mask) != kept.size:
+        raise InputError(f"the mask keeps {np.count_nonzero(mask)} values, "
+                         f"but there are codes of {kept.size}")
+    codes[mask] = kept
+    return np.ascontiguousarray(np.moveaxis(codes, -1, along))
 
+
+def _dropped(q):
+    """Codes that +0 has in the place of every value: what quantising a dropped value gave. Broadcastable."""
+    block = q.dtype
+    codes = np.array([zero_code(row) for row in block.tables], codec.code_dtype(block.element_row))
+    if q.zeros is None and len(set(codes.tolist())) == 1:
+        return codes[0]
+    tiles = _tiles(block, q.shape, q.axis)
+    if q.zeros is None:
+        units = codes[tiles.cut_parts(q.tables, tiles.unit).reshape(-1, 1)]
+        return tiles.join(np.repeat(units, tiles.unit[0] * tiles.unit[1], axis=1))
+    values = codec.decode(tiles.cut_parts(q.scales, tiles.size).reshape(-1), block.scale_row, np.float64)
+    divisor = np.where(np.isfinite(values) & (values != 0), values, 1)[:, None]
+    scales = Scales(q.scales, divisor, np.isnan(values),
+                    zeros=tiles.cut_parts(q.zeros, tiles.size).reshape(-1))
+    units = Casting(np.zeros((len(values), 1)), scales, block, recipe_of(block), q.rounding).codes()
+    return tiles.join(np.repeat(units, tiles.values, axis=1))
+
+
+# ------------------------------------------------------------------------------------------------------------
+# blocks of scales and codes
 
 @dataclass(frozen=True)
 class _Blocks:
@@ -311,8 +420,10 @@ class _Blocks:
     @staticmethod
     def of(row: BlockLayout, dtype: Block, shape, axis: int) -> "_Blocks":
         _check_stored(row, dtype)
-        size, count = _tile(dtype, shape, axis)
         whole, bits = dtype.tile == "tensor", dtype.element_row.width
+        lines, length = (1, prod(shape)) if whole else (_others(shape, axis), shape[axis])
+        size = dtype.tile if isinstance(dtype.tile, int) else max(1, length)
+        count = 1 if whole else -(-length // size)
         inner, _ = layouts.layout(row.codes, bits)
         scale = 8 * codec.code_dtype(dtype.scale_row).itemsize
         sizes = {"codes": row.tiles * 8 * inner.bytes_of(size, bits), "scales": row.tiles * scale}
@@ -320,7 +431,6 @@ class _Blocks:
             scale = dtype.scale_row.width
             sizes = {"codes": row.tiles * size * bits, "scales": row.tiles * scale}
         fields = {name: sizes[name] for name in row.fields}
-        lines, length = (1, prod(shape)) if whole else (_others(shape, axis), shape[axis])
         return _Blocks(row, inner, dtype, tuple(shape), -1 if whole else axis, lines, length, size, count,
                        -(-count // row.tiles), scale, fields)
 
@@ -330,7 +440,7 @@ class _Blocks:
 
     @property
     def scales_shape(self) -> tuple[int, ...]:
-        return _scales_shape(self.dtype, self.shape, self.axis)
+        return _counts(Tiles.of(self.shape, self.dtype.tile, self.axis), (1, self.size))
 
     def pack(self, codes, scales, fill):
         """uint8, the array's shape with the axis last and counted in bytes."""
@@ -374,6 +484,11 @@ class _Blocks:
 def _check_stored(row: BlockLayout, dtype: Block):
     if dtype.scale is None:
         raise InputError(f"layout {row.name!r} stores scales beside codes, but {dtype.name} has no scale")
+    parts = {"tiles of two dimensions": isinstance(dtype.tile, tuple), "subtiles": dtype.subtiles,
+             "zero points": dtype.zero, "tables of elements": dtype.meta_bits, "a mask": dtype.sparsity}
+    if found := [name for name, has in parts.items() if has]:
+        raise InputError(f"layout {row.name!r} has no place for {found[0]}; "
+                         f"{dtype.name} needs a layout of codes")
     has = {"element": dtype.element_row.name, "scale": dtype.scale_row.name, "tile": dtype.tile}
     if wrong := [key for key, wanted in row.wants.items() if has[key] != wanted]:
         wanted = ", ".join(f"{key} {value}" for key, value in row.wants.items())
