@@ -128,3 +128,29 @@ def recipe_of(block: Block, name=None) -> Recipe:
         raise InputError(f"recipe {found.name!r}: scale rule {found.rule} is not for the scale {block.scale} "
                          f"of {block.name}")
     return found
+
+
+def describe(found: Recipe, field: str, block: Block) -> str:
+    """One field of a recipe in words, as it concerns a data type."""
+    value = getattr(found, field)
+    if field == "rule":
+        rule = RULES[value or block.rule]
+        return f"{rule.name}: {rule.words}"
+    tables = {"zero_tile": ZERO_TILES, "nan_tile": NAN_TILES, "inf_tile": INF_TILES, "tiny_tile": TINY_TILES}
+    if field in tables:
+        return f"{value}: {tables[field][value]}"
+    if field == "rounding":
+        return f"{value}: {ROUNDINGS[value].words}"
+    if field == "overflow":
+        return f"{value}: {OVERFLOWS[value].ref or value}"
+    return WORDS.get((field, value), str(value))
+
+
+# What the keys of SCALES, QUOTIENTS and FINISHES mean.
+WORDS: dict[tuple[str, str], str] = {
+    ("scales", "exact"): "exact: the scale rule in exact arithmetic",
+    ("quotient", "exact"): "exact: value / scale, rounded once into the element",
+    ("finish", "kept"): "kept: zeros keep their sign",
+    ("tensor", "multiplier"): "multiplier: values are multiplied by the stored tensor scale",
+    ("tensor", "divisor"): "divisor: values are divided by the stored tensor scale",
+}

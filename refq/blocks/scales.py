@@ -61,8 +61,8 @@ def scales_of(flat, tiles: Tiles, block: Block, choices: Choices, tensor_scale=N
     """The exact scales of tiles in rows, (tiles, values). Spec: BLOCK-3 to BLOCK-10, BLOCK-14, BLOCK-15."""
     if choices.rule.name == "minmax":
         return _minmax(flat, block, choices)
-    finite = "ignored" in (choices.nan, choices.inf)
-    units = amax(flat, tiles.unit[0] * tiles.unit[1], finite).reshape(len(flat), -1)
+    ignored = choices.nan == "ignored", choices.inf == "ignored"
+    units = amax(flat, tiles.unit[0] * tiles.unit[1], *ignored).reshape(len(flat), -1)
     whole = amax(units, units.shape[1]) if units.shape[1] > 1 else units[:, 0]
     if choices.inf == "largest":
         units, whole = (_inf_to_largest(flat, part) for part in (units, whole))
@@ -76,10 +76,10 @@ def scales_of(flat, tiles: Tiles, block: Block, choices: Choices, tensor_scale=N
 # ------------------------------------------------------------------------------------------------------------
 # magnitudes
 
-def amax(values, size: int, finite=False):
+def amax(values, size: int, no_nan=False, no_inf=False):
     """Largest magnitude of each run of `size` values of a C-contiguous array, as floats, flat.
 
-    A NaN or infinity wins, as its bits are the largest; `finite` leaves both out.
+    A NaN or infinity wins, as its bits are the largest; no_nan and no_inf leave them out.
     """
     kind = np.dtype(f"u{values.itemsize}").type
     words = values.view(kind).reshape(-1)
@@ -92,8 +92,10 @@ def amax(values, size: int, finite=False):
     for start in range(0, count, step):
         part = words[start * size: (start + step) * size]
         room = np.bitwise_and(part, magnitude, out=buffer[: part.size])
-        if finite:
-            room[room >= infinity] = 0
+        if no_nan:
+            room[room > infinity] = 0
+        if no_inf:
+            room[room == infinity] = 0
         out = found[start: start + step]
         if size > 8:
             np.maximum.reduceat(room, np.arange(0, part.size, size), out=out)
