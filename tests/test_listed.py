@@ -11,8 +11,9 @@ from hypothesis import given, settings, strategies as st
 import refq
 from refq.conformance.check import check
 from refq.errors import InputError
-from refq.formats import codec, values
-from refq.formats.listed import LNS, Codebook, Posit, Takum, boundaries, key
+from refq.formats import codec, fast, values
+from refq.formats.listed import (
+    LNS, Codebook, Listed, Posit, Takum, boundaries, columns, key, significant_bits)
 from refq.formats.plot import number_line
 from refq.formats.rows import FORMATS, LISTED, registered
 from refq.formats.show import show_cast, show_code
@@ -90,7 +91,7 @@ def test_every_code_decodes(name):
 
 @pytest.mark.parametrize("name", WIDE)
 def test_codes_of_wide_rows_decode(name):
-    row, step = row_of(name), 401 if "log" in name else 17
+    row, step = row_of(name), 401 if "log" in name else 1
     got = refq.decode(np.arange(1 << 16, dtype=np.uint16), row, np.float64)
     for code in {*range(0, 1 << 16, step), *range(6), *range(0x7FFA, 0x8006), *range(0xFFFA, 0x10000)}:
         assert_value(row, code, got[code])
@@ -120,16 +121,39 @@ def edges(row):
 
 
 def exactly(x):
-    return "nan" if np.isnan(x) else ("inf" if x > 0 else "-inf") if np.isinf(x) else Fraction(x)
+    return "nan" if np.isnan(x) else ("inf" if x > 0 else "-inf") if np.isinf(x) else Fraction(float(x))
+
+
+def both_ways(x, row, rounding="rne", overflow="sat"):
+    """Codes of a flat array by the fast path, after asserting that the definition says the same."""
+    source, room = codec.source_row(x.dtype), np.empty((2, x.size), codec.code_dtype(row))
+    words_of = x.view(f"u{x.itemsize}")
+    codec.encoder(source, row, rounding, overflow)(words_of, room[0])
+    codec.encoder(source, row, rounding, overflow, size=1)(words_of, room[1])
+    differ = np.flatnonzero(room[0] != room[1])
+    assert not differ.size, (row.name, x.dtype, rounding, overflow, x[differ[:3]], room[:, differ[:3]])
+    return room[0]
+
+
+def near(row, dtype):
+    """The edges as a dtype has them, with two neighbours on either side."""
+    with np.errstate(over="ignore"):
+        x = edges(row).astype(dtype)
+    steps = [x]
+    for far in (np.inf, -np.inf):
+        steps += [np.nextafter(x, dtype(far)), np.nextafter(np.nextafter(x, dtype(far)), dtype(far))]
+    return np.unique(np.concatenate(steps).view(f"u{x.itemsize}")).view(dtype)
 
 
 @pytest.mark.parametrize("name", SMALL + BY_RULE)
-def test_every_boundary_encodes(name):
-    row, x = row_of(name), edges(row_of(name))
+@pytest.mark.parametrize("dtype", [np.float64, np.float32])
+def test_every_boundary_encodes(name, dtype):
+    """By the fast path and the definition alike; the oracle judges each operand."""
+    row, x = row_of(name), near(row_of(name), dtype)
+    x = x if row.bits < 8 else x[:: 3]
     for rounding in row.roundings:
         for overflow in ("sat", "nonsat"):
-            got = refq.encode(x, row, rounding, overflow)
-            for value, code in zip(x, got):
+            for value, code in zip(x, both_ways(x, row, rounding, overflow)):
                 assert code == oracle.encode(exactly(value), words(row), rounding, overflow == "nonsat"), (
                     f"{row.name} {rounding} {overflow} {value!r}")
 
@@ -137,23 +161,74 @@ def test_every_boundary_encodes(name):
 @pytest.mark.parametrize("name", WIDE)
 def test_boundaries_of_wide_rows(name):
     row = row_of(name)
-    x = edges(row)[:: 977 if "log" in name else 101]
-    for value, code in zip(x, refq.encode(x, row)):
-        assert code == oracle.encode(exactly(value), words(row)), (row.name, value)
+    for x in (edges(row), near(row, np.float32)):
+        step = 977 if "log" in name else 101
+        for value, code in list(zip(x, both_ways(x, row)))[::step]:
+            assert code == oracle.encode(exactly(value), words(row)), (row.name, value)
 
 
-@pytest.mark.parametrize("name", SMALL + ["posit16"])
-@pytest.mark.parametrize("dtype", [np.float64, np.float32, np.float16])
+@pytest.mark.parametrize("name", LISTED)
+def test_every_half_precision_number(name):
+    """All float16 words. Rounding keeps the order: the oracle is asked at both ends of each run of a code."""
+    row = row_of(name)
+    for rounding in row.roundings:
+        codes = both_ways(np.arange(1 << 16, dtype=np.uint16).view(np.float16), row, rounding)
+        for first in (0, 0x8000):
+            finite = codes[first + 1: first + 0x7C00]
+            ends = np.flatnonzero(np.append(True, finite[1:] != finite[:-1]))
+            ends = np.unique(np.concatenate([ends, ends[1:] - 1, [finite.size - 1]])) + first + 1
+            asked = [*ends[:: 1 if row.bits <= 8 else 101].tolist(), first, first + 0x7C00, first + 0x7E00]
+            for word in asked:
+                x = np.uint16(word).view(np.float16)
+                want = oracle.encode(exactly(x), words(row), rounding)
+                assert codes[word] == want, (name, rounding, hex(word))
+
+
+@pytest.mark.parametrize("name", list(LISTED) + BY_RULE)
+@pytest.mark.parametrize("dtype", [np.float64, np.float32])
 def test_the_fast_path_is_the_definition(name, dtype):
-    """Many values go through a table or a search of source words, few through the definition."""
-    bits = np.dtype(dtype).itemsize * 8
-    raw = np.random.default_rng(0).integers(0, 1 << bits, 20_000, np.uint64).astype(f"u{bits // 8}")
-    near = np.random.default_rng(1).standard_normal(20_000).astype(dtype)
-    with np.errstate(over="ignore"):
-        edge = edges(row_of(name)).astype(dtype)[:9000]
-    x = np.concatenate([raw.view(dtype), near, edge, edge])
-    few = np.concatenate([refq.encode(part, name) for part in np.array_split(x, x.size // 3000)])
-    assert np.array_equal(refq.encode(x, name), few)
+    """Every way a 32- or 64-bit word is looked up, at all boundaries and at random, under every rule."""
+    row, bits = row_of(name), 8 * np.dtype(dtype).itemsize
+    raw = np.random.default_rng(0).integers(0, 1 << bits, 20_000, np.uint64)
+    raw = raw.astype(f"u{bits // 8}").view(dtype)
+    common = np.random.default_rng(1).standard_normal(20_000).astype(dtype)
+    with np.errstate(invalid="ignore"):
+        x = np.concatenate([raw, common, near(row, dtype)])
+    for rounding in row.roundings:
+        for overflow in ("sat", "nonsat", "satpropagate") if row.bits <= 8 else ("sat",):
+            both_ways(x, row, rounding, overflow)
+
+
+def test_ways_of_looking_up():
+    """A code that starts at any word has buckets; takums below float32's normals are looked up as float64."""
+    def way(source, name):
+        return type(fast.plan(source, row_of(name), "rne", "sat"))
+
+    assert {way(source, name) for source in (F32, F64) for name in ("nf4", "af4", "bnb_fp4", "posit16")} == {
+        fast.Steps}
+    assert way(F32, "takum_linear16") is way(F32, "takum_log8") is fast.Widened
+    assert way(F32, "posit8") is way(F64, "ternary") is fast.Plan
+    crowded = Codebook("crowded", tuple(1 + 2.0 ** -52 * n for n in range(9)))
+    assert isinstance(fast.plan(F64, crowded, "rne", "sat"), fast.Search)
+    assert np.array_equal(both_ways(np.array(crowded.values), crowded), np.arange(9))
+
+
+@pytest.mark.parametrize("row", [
+    *(Posit(f"posit{bits}es{es}", bits, es)
+      for bits in range(3, 17) for es in range(4) if bits < 12 or es == 2),
+    *(Takum(f"takum{bits}", bits, variant) for bits in range(3, 17) for variant in ("linear", "log"))],
+    ids=lambda row: f"{row.name}-{row.kind}-{getattr(row, 'variant', '')}")
+def test_facts_without_the_list(row):
+    """What posits and takums say by rule is what follows from the list of their values."""
+    for fact in ("max", "lowest", "min_positive", "code_of_one", "nan_code", "nan_codes", "count_finite",
+                 "zero", "has_zero"):
+        assert getattr(row, fact) == getattr(Listed, fact).fget(row), fact
+    assert list(row.inf_codes) == Listed.inf_codes.fget(row) and row.exact == Listed.exact.func(row)
+    assert row.precision == max(significant_bits(key(value)) for value, _ in row.ascending)
+    assert all(np.array_equal(*pair) for pair in zip(row.columns(), Listed.columns(row)))
+    for negative in (False, True):
+        both = zip(row.side("rne", negative), Listed.side(row, "rne", negative))
+        assert all(np.array_equal(*pair) for pair in both)
 
 
 @pytest.mark.parametrize("name", [name for name in LISTED if LISTED[name].exact])
@@ -229,8 +304,8 @@ def test_dtypes_that_do_not_hold_the_values():
 
 
 @pytest.mark.parametrize("wrong", [
-    lambda: Codebook("x", (0.0, 1.0), tie="even"), lambda: Codebook("x", (1.0, 2.0)),
-    lambda: Codebook("x", (0.0, 1.0, 1.0)), lambda: Codebook("x", (0.0, float("inf"))), lambda: Posit("x", 2),
+    lambda: Codebook("x", (0.0, 1.0), tie="even"), lambda: Codebook("x", (1.0,)),
+    lambda: Codebook("x", (0.0,) * 65537), lambda: Codebook("x", (0.0, float("inf"))), lambda: Posit("x", 2),
     lambda: Posit("x", 8, 4), lambda: Takum("x", 8, "square"), lambda: LNS("x", 8, 9)])
 def test_impossible_rows(wrong):
     with pytest.raises(InputError):
@@ -244,6 +319,67 @@ def test_a_codebook_is_one_row():
         assert refq.encode(np.float32([0.5, -1, 3, -0.1, 2.5]), "mine").tolist() == [2, 3, 4, 1, 4]
         assert refq.encode(np.float32([0.5, -1, 3]), "mine", "rup").tolist() == [2, 1, 4]
     assert "mine" not in LISTED
+
+
+def coded(x, row, rounding="rne"):
+    return both_ways(np.array(x, np.float64), row, rounding).tolist()
+
+
+def test_equal_entries():
+    """Of equal entries, 0 and -0 among them, the lowest code is taken (LIST-2)."""
+    repeated = Codebook("repeated", (1.0, 0.0, 1.0, -1.0, 0.0, -1.0))
+    assert coded([1, 0, -0.0, -1, 9, -9, 0.5, -0.1], repeated) == [0, 1, 1, 3, 0, 3, 1, 1]
+    minus_first = Codebook("minus_first", (-0.0, 0.0, 1.0, -0.0))
+    assert coded([0.0, -0.0, 0.1, -0.1, 1], minus_first) == [0, 0, 0, 0, 2]
+    minus_last = Codebook("minus_last", (0.0, 1.0, -0.0, -0.0))
+    assert coded([0.0, -0.0, 0.1, -0.1, 1], minus_last) == [0, 0, 0, 2, 1]
+    assert np.signbit(refq.decode(np.uint8([0, 1, 2, 3]), minus_last)).tolist() == [False, False, True, True]
+    assert coded([5, -5, 0], Codebook("zeros", (0.0, 0.0))) == [0, 0, 0]
+
+
+def test_lists_without_zero():
+    assert coded([0, -0.0, 0.1, -0.1, 2], Codebook("x", (-1.0, 1.0))) == [0, 0, 1, 0, 1]
+    assert coded([0, 0.1, -0.1], Codebook("x", (-1.0, 1.0)), "rup") == [1, 1, 1]
+    assert coded([0, 0.1, -0.1], Codebook("x", (-1.0, 1.0)), "rdn") == [0, 0, 0]
+    assert coded([0, -9, 1.4, 9], Codebook("x", (2.0, 1.0))) == [1, 1, 1, 0]
+    below = Codebook("x", (-2.0, -1.0))
+    assert coded([0, -9, 9], below) == [1, 0, 1] and (below.emax, below.min_positive) == (1, None)
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.lists(st.one_of(st.integers(-8, 8).map(float), st.just(-0.0), st.floats(-9, 9)),
+                min_size=2, max_size=40),
+       st.sampled_from(["lower", "toward-zero", "away"]), st.sampled_from(Codebook.roundings))
+def test_any_codebook(listed, tie, rounding):
+    row = Codebook("any", tuple(listed), tie)
+    points = np.unique(listed)
+    x = np.concatenate([points, (points[1:] + points[:-1]) / 2, [0, 5e-324, 1e300, np.inf, np.nan]])
+    x = np.concatenate([x, np.nextafter(x, np.inf), np.nextafter(x, -np.inf), -x])
+    for value, code in zip(x, both_ways(x, row, rounding)):
+        assert code == oracle.encode(exactly(value), words(row), rounding), value
+
+
+def test_a_codebook_of_65536_values():
+    values_of = np.random.default_rng(0).permutation(np.arange(-30000, 35536)).astype(float) / 64
+    row = Codebook("large", values_of)
+    x = np.concatenate([values_of, values_of + 1 / 128, np.nextafter(values_of + 1 / 128, np.inf)])
+    at = np.argsort(values_of)
+    nearest = np.concatenate([values_of, values_of, values_of + 1 / 64])
+    low = np.clip(nearest * 64 + 30000, 0, 65535).astype(int)
+    assert np.array_equal(both_ways(x, row), at[low])
+    assert np.array_equal(refq.decode(np.arange(65536), row), values_of.astype(np.float32))
+
+
+def test_rows_made_on_the_fly_are_looked_up_by_what_they_say():
+    def made(*values_of, **rest):
+        return Codebook("made", values_of, **rest)
+
+    one, other = made(0.0, 1.0, -2.0), made(np.float32(0), 1, -2)
+    assert one == other and hash(one) == hash(other) and one != made(0.0, 1.0, -2.0, tie="away")
+    assert fast.plan(F64, one, "rne", "sat") is fast.plan(F64, other, "rne", "sat")
+    assert columns(one) is columns(other) and one != "made"
+    zero, minus_zero = made(0.0, 1.0, -0.0), made(-0.0, 1.0, 0.0)       # equal numbers, other codes
+    assert zero != minus_zero and (coded([-0.1], zero), coded([-0.1], minus_zero)) == ([2], [0])
 
 
 def test_show():

@@ -97,15 +97,15 @@ class Steps:
     """Conversion of IEEE-style words into a listed format, whose codes start at any word.
 
     The words of a sign and exponent (a segment) are cut into buckets of 2^shift words, so small that at most
-    one code starts inside a bucket. A bucket has two codes, before and after that start; adding what the start
-    lacks to the end of the bucket carries exactly the words from the start on into the next bucket.
+    one code starts inside a bucket. A bucket has two codes, before and after that start; adding what the
+    start lacks to the end of the bucket carries exactly the words from the start on into the next bucket.
     """
 
     codes: np.ndarray               # two for each bucket
     rise: np.ndarray                # of each bucket: 2^shift less the start's place in it, 0 without one
     width: int                      # of the source word
     shift: int | np.ndarray         # for all segments, or for each
-    first: np.ndarray | None        # with a shift for each: the segment's first bucket less its first word >> shift
+    first: np.ndarray | None        # with a shift for each: its first bucket less its first word >> shift
     segment: int                    # words of a segment, as a power of two
 
     def look_up(self, u, t, i, room):
@@ -152,7 +152,7 @@ class Search:
 
 @dataclass(frozen=True)
 class Widened:
-    """float32 words looked up as float64, where values among float32's subnormals have buckets of their own."""
+    """float32 words looked up as float64, for values among float32's subnormals, all in one segment there."""
 
     steps: Steps
 
@@ -203,7 +203,7 @@ def _first_words(source: Row, exponent, m):
     """The least nonzero magnitudes of an IEEE-style source that are not below m * 2^(exponent - 63)."""
     layout = source.layout
     quantum = np.maximum(exponent - layout.man, layout.qmin)
-    drop = 63 - exponent + quantum                                  # bits of m below the quantum: at least one
+    drop = 63 - exponent + quantum                              # bits of m below the quantum, at least one
     by = np.minimum(drop, 63).astype(np.uint64)
     rest = m & ((np.uint64(1) << by) - np.uint64(1))
     kept = np.where(drop > 63, np.uint64(0), m >> by) + (np.where(drop > 63, m, rest) != 0)
@@ -221,6 +221,7 @@ def _buckets(words, codes, width: int, man: int) -> Steps | None:
     apart = inside[1:] ^ inside[:-1]
     same = (apart >> kind(man)) == 0                                # in one segment: two buckets
     np.minimum.at(shifts, (inside[1:][same] >> kind(man)).astype(np.intp), _top_bit(apart[same]))
+    shifts[-1] = min(shifts[-1], man - 1)           # no start, hence no carry, in the last bucket: NaNs
     least = int(shifts.min())
     single = width - least <= 16
     if single:

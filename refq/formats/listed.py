@@ -18,7 +18,7 @@ from refq.errors import InputError
 from refq.formats.values import INF, NAN, NEG_INF, check_code, exact, floor_log2
 
 _DIGITS = 45                # decimal digits of exp: 149 bits
-_SPARE = 124                # of which so many are looked at
+_SPARE_BITS = 60            # so many bits behind 64 say that the 64 are right
 
 
 @dataclass(frozen=True)
@@ -58,6 +58,17 @@ class Rung(NamedTuple):
     closed: bool = False
 
 
+class Columns(NamedTuple):
+    """The meaning of every code as arrays: significands m (top bit at 63, or 0), exponents of that bit."""
+
+    negative: np.ndarray        # of -0 too
+    m: np.ndarray
+    exponent: np.ndarray        # -1 where m is 0
+    nan: np.ndarray
+    inf: np.ndarray
+    irrational: np.ndarray      # the value lies strictly between m and m + 1
+
+
 class Listed:
     """What follows from the list of values. A kind supplies `meaning` and `rungs`."""
 
@@ -75,6 +86,28 @@ class Listed:
         """The rungs of one side; `rounding` is one of self.roundings."""
         raise NotImplementedError
 
+    def columns(self) -> Columns:
+        """The meaning of every code, for array arithmetic."""
+        table = []
+        for code, value in enumerate(self.meanings):
+            irrational = isinstance(value, Irrational)
+            if isinstance(value, str) or not irrational and value == 0:
+                negative = value == NEG_INF or code == self.minus_zero
+                table.append((negative, 0, -1, value == NAN, value in (INF, NEG_INF), False))
+            elif irrational:
+                table.append((value.negative, value.significand, value.exponent + 63, False, False, True))
+            else:
+                m = abs(value.numerator) << 64 >> value.numerator.bit_length()      # the top bit at 63
+                table.append((value < 0, m, floor_log2(abs(value)), False, False, False))
+        kinds = (bool, np.uint64, np.int64, bool, bool, bool)
+        return Columns(*(np.array(column, kind) for column, kind in zip(zip(*table), kinds)))
+
+    def side(self, rounding: str, negative: bool) -> tuple:
+        """The rungs of one side as (exponents, m, codes); each starts at m * 2^(exponent - 63)."""
+        rungs = self.rungs(rounding, negative)
+        exponent, m = zip(*map(_start, rungs))
+        return np.array(exponent, np.int64), np.array(m, np.uint64), [rung.code for rung in rungs]
+
     @property
     def width(self) -> int:
         return self.bits
@@ -82,7 +115,7 @@ class Listed:
     def value_of(self, code: int):
         """The value of a code as values.exact gives it. Raises InputError for an irrational one."""
         check_code(self, code)
-        value = self.meanings[code]
+        value = self.meaning(code)
         if isinstance(value, Irrational):
             raise InputError(f"{self.name} {code:#x} is {value}, which is irrational and no fraction; "
                              "decode gives it rounded to nearest")
@@ -112,7 +145,7 @@ class Listed:
 
     @property
     def min_positive(self):
-        return next(value for value, _ in self.ascending if key(value) > 0)
+        return next((value for value, _ in self.ascending if key(value) > 0), None)
 
     @property
     def min_normal(self) -> None:
@@ -122,17 +155,19 @@ class Listed:
 
     @property
     def emax(self) -> int:
-        return floor_log2(key(self.max))
+        largest = key(self.max) if key(self.max) > 0 else -key(self.lowest)
+        return floor_log2(largest) if largest else 0
 
     @cached_property
     def exact(self) -> bool:
         """Whether every value is a rational number."""
-        return not any(isinstance(value, Irrational) for value in self.meanings)
+        return not columns(self).irrational.any()
 
     @cached_property
     def precision(self) -> int:
         """The most significant bits that a value has; 65 where some value is irrational."""
-        return max(significant_bits(key(value)) for value, _ in self.ascending)
+        low = columns(self).m & (~columns(self).m + np.uint64(1))
+        return 65 - int(bit_length(low[low != 0]).min(initial=64)) if self.exact else 65
 
     @property
     def code_of_one(self) -> int | None:
@@ -140,11 +175,11 @@ class Listed:
 
     @property
     def nan_codes(self) -> list[int]:
-        return [code for code, value in enumerate(self.meanings) if value == NAN]
+        return np.flatnonzero(columns(self).nan).tolist()
 
     @property
     def inf_codes(self) -> list[int]:
-        return [code for code, value in enumerate(self.meanings) if value in (INF, NEG_INF)]
+        return np.flatnonzero(columns(self).inf).tolist()
 
     @property
     def nan_code(self) -> int | None:
@@ -154,6 +189,10 @@ class Listed:
     @property
     def zero(self) -> int:
         return next(code for value, code in self.ascending if value == 0)
+
+    def of_zero(self, rounding: str) -> int:
+        """The code that zero becomes."""
+        return self.zero
 
     @property
     def minus_zero(self) -> int | None:
@@ -185,7 +224,8 @@ class Codebook(Listed):
     """Values given one by one, in code order (Spec: LIST-2). Codes past the list are no values.
 
     tie: where the midpoint of two values goes: "lower" to the lesser value, "toward-zero", "away".
-    Raises InputError for an unknown tie, repeated values, or a list without zero.
+    Of equal values (0 and -0 are equal) the lowest code is taken.
+    Raises InputError for an unknown tie, or a list of other than 2 to 65536 finite numbers.
     """
 
     name: str
@@ -201,11 +241,24 @@ class Codebook(Listed):
     def __post_init__(self):
         if self.tie not in _TIES:
             raise InputError(f"{self.name}: tie {self.tie!r} is not a rule; allowed are {', '.join(_TIES)}")
-        spelled = [repr(value) for value in self.values]
-        if len(set(spelled)) < len(spelled) or not np.isfinite(self.values).all():
-            raise InputError(f"{self.name}: its values must be finite numbers, each once")
-        if "0.0" not in spelled or not 2 <= len(spelled) <= 1 << 12:
-            raise InputError(f"{self.name}: needs 2 to 4096 values, 0.0 among them, got {len(spelled)}")
+        object.__setattr__(self, "values", tuple(map(float, self.values)))
+        if not 2 <= len(self.values) <= 1 << 16:
+            raise InputError(f"{self.name}: needs 2 to 65536 values, got {len(self.values)}")
+        if not np.isfinite(self.values).all():
+            raise InputError(f"{self.name}: its values must be finite numbers")
+
+    # Compared by the bits of its values: -0.0 == 0.0, but a list with the one rounds otherwise. The bits are
+    # taken once, for a table is looked up in every cache by its hash.
+
+    def __eq__(self, other):
+        return type(other) is Codebook and self._identity == other._identity
+
+    def __hash__(self):
+        return hash(self._identity)
+
+    @cached_property
+    def _identity(self) -> tuple:
+        return self.name, np.array(self.values).tobytes(), self.tie, self.ref, self.aka
 
     @property
     def bits(self) -> int:
@@ -213,7 +266,26 @@ class Codebook(Listed):
 
     @property
     def minus_zero(self) -> int | None:
+        """The first code of -0, which a negative number that rounds to zero takes."""
         return next((code for code, value in enumerate(self.values) if repr(value) == "-0.0"), None)
+
+    @property
+    def zero(self) -> int:
+        return self.of_zero("rne")
+
+    def of_zero(self, rounding: str) -> int:
+        if self.has_zero:
+            return self.values.index(0.0)
+        above = next((at for at, (value, _) in enumerate(self.ascending) if value > 0), len(self.ascending))
+        if not 0 < above < len(self.ascending):
+            return self.ascending[0 if above == 0 else -1][1]
+        (low, below), (high, code) = self.ascending[above - 1: above + 1]
+        boundary, upper = _boundary(low, high, rounding, self.tie, negative=True)
+        return code if boundary < 0 or boundary == 0 and upper else below
+
+    @property
+    def has_zero(self) -> bool:
+        return 0.0 in self.values
 
     @property
     def nan_code(self) -> None:
@@ -224,14 +296,23 @@ class Codebook(Listed):
 
     @cached_property
     def ascending(self) -> list[tuple]:
-        return sorted((Fraction(value), code) for code, value in enumerate(self.values)
-                      if code != self.minus_zero)
+        found, codes = np.unique(self.values, return_index=True)        # of equal values the first
+        return [(Fraction(value), code) for value, code in zip(found.tolist(), codes.tolist())]
+
+    def columns(self) -> Columns:
+        values = np.full(1 << self.bits, np.nan)
+        values[: len(self.values)] = self.values
+        nan = np.isnan(values)
+        fraction, exponent = np.frexp(np.where(nan, 0, np.abs(values)))
+        m = np.ldexp(fraction, 53).astype(np.uint64) << np.uint64(11)
+        no = np.zeros_like(nan)
+        return Columns(np.signbit(values) & ~nan, m, exponent.astype(np.int64) - 1, nan, no, no)
 
     def rungs(self, rounding: str, negative: bool) -> list[Rung]:
         first, found = None, []
         steps = list(zip(self.ascending, self.ascending[1:]))
         for (low, below), (high, above) in reversed(steps) if negative else steps:
-            boundary, upper = _boundary(low, high, rounding, self.tie)
+            boundary, upper = _boundary(low, high, rounding, self.tie, negative)
             code, edge = (self._signed(low, below), -boundary) if negative else (above, boundary)
             if edge <= 0:
                 first = code
@@ -253,10 +334,10 @@ _TIES = {"lower": lambda middle: False,
          "away": lambda middle: middle > 0}
 
 
-def _boundary(low: Fraction, high: Fraction, rounding: str, tie: str) -> tuple[Fraction, bool]:
-    """(boundary, whether it goes up itself) between two values. Spec: LIST-2."""
+def _boundary(low: Fraction, high: Fraction, rounding: str, tie: str, negative: bool):
+    """(boundary, whether it goes up itself) between two values, for one sign of the source. Spec: LIST-2."""
     if rounding == "rtz":
-        rounding = "rdn" if low >= 0 else "rup"
+        rounding = "rup" if negative else "rdn"
     if rounding == "rup":
         return low, False
     if rounding == "rdn":
@@ -276,13 +357,29 @@ class _Extended(Listed):
         """The codes of the positive values, ascending."""
         return range(1, 1 << (self.bits - 1))
 
-    def of_string(self, code: int, bits: int):
-        """The value of a code from 0 to 2^(bits - 1) - 1 of the format with that many bits."""
+    def magnitudes(self, codes, bits: int) -> tuple[np.ndarray, np.ndarray]:
+        """(m, exponent) of positive codes (int64) of the format with that many bits, as in Columns."""
         raise NotImplementedError
+
+    def fraction(self, code: int, bits: int, m: int, exponent: int):
+        """The value of a positive code that has this significand and exponent."""
+        return _dyadic(m >> 44, exponent - 19)                  # at most 17 bits are not zero
+
+    def of_strings(self, codes, bits: int) -> list:
+        """The values of positive codes of the format with that many bits."""
+        m, exponent = self.magnitudes(np.asarray(codes, np.int64), bits)
+        return [self.fraction(code, bits, *parts)
+                for code, *parts in zip(codes, m.tolist(), exponent.tolist())]
+
+    def meaning(self, code: int):
+        if code in (0, self.nan_code):
+            return NAN if code else Fraction(0)
+        (value,) = self.of_strings([min(code, (1 << self.bits) - code)], self.bits)
+        return value if code < self.nan_code else -value
 
     @cached_property
     def meanings(self) -> tuple:
-        upper = [self.of_string(code, self.bits) for code in self.positive()]
+        upper = self.of_strings(self.positive(), self.bits)
         return (Fraction(0), *upper, NAN, *(-value for value in reversed(upper)))
 
     @cached_property
@@ -290,16 +387,70 @@ class _Extended(Listed):
         half = 1 << (self.bits - 1)
         return [(self.meanings[code], code) for code in (*range(half + 1, 2 * half), *range(half))]
 
+    # What the list of values would say, without the list.
+
+    exact, inf_codes, zero, has_zero = True, (), 0, True
+
+    @property
+    def nan_code(self) -> int:
+        return 1 << (self.bits - 1)
+
+    @property
+    def nan_codes(self) -> list[int]:
+        return [self.nan_code]
+
+    @property
+    def max(self):
+        return self.meaning(self.nan_code - 1)
+
+    @property
+    def lowest(self):
+        return self.meaning(self.nan_code + 1)
+
+    @property
+    def min_positive(self):
+        return self.meaning(1)
+
+    @property
+    def code_of_one(self) -> int:
+        return 1 << (self.bits - 2)
+
+    @property
+    def count_finite(self) -> int:
+        return (1 << self.bits) - 1
+
+    def columns(self) -> Columns:
+        m, exponent = self.magnitudes(np.array(self.positive()), self.bits)
+        codes = np.arange(1 << self.bits)
+        none = np.zeros(1, m.dtype), np.full(1, -1)
+        m = np.concatenate([none[0], m, none[0], m[::-1]])
+        exponent = np.concatenate([none[1], exponent, none[1], exponent[::-1]])
+        one = (m == np.uint64(1 << 63)) & (exponent == 0)
+        irrational = (m != 0) & ~one & (not self.exact)
+        nan = codes == self.nan_code
+        return Columns(codes > self.nan_code, m, exponent, nan, np.zeros_like(nan), irrational)
+
     @cached_property
     def edges(self) -> tuple:
         """The boundary below each positive code but the first."""
-        return tuple(self.of_string(2 * code - 1, self.bits + 1) for code in self.positive()[1:])
+        return tuple(self.of_strings([2 * code - 1 for code in self.positive()[1:]], self.bits + 1))
 
     def rungs(self, rounding: str, negative: bool) -> list[Rung]:
         first, *codes = self.positive()
         signed = (lambda code: (1 << self.bits) - code) if negative else int
         found = (Rung(signed(code), edge, code % 2 == 0) for code, edge in zip(codes, self.edges))
         return [Rung(signed(first)), *found]
+
+    def side(self, rounding: str, negative: bool) -> tuple:
+        codes = np.array(self.positive())
+        m, exponent = self.magnitudes(2 * codes[1:] - 1, self.bits + 1)
+        # The next 64-bit number where the boundary itself, or what an irrational one is cut to, is not taken.
+        m += ((codes[1:] % 2 == 1) | (not self.exact)).astype(np.uint64)
+        taken = (1 << self.bits) - codes if negative else codes
+        return np.append(_NO_EDGE[0], exponent), np.append(np.uint64(_NO_EDGE[1]), m), taken.tolist()
+
+
+_NO_EDGE = -(1 << 40), 0        # where the first rung starts, as (exponent, m)
 
 
 def _check_size(row, least: int, most: int = 16):
@@ -324,20 +475,20 @@ class Posit(_Extended):
         if not 0 <= self.es <= 3:
             raise InputError(f"{self.name}: es={self.es} is not allowed; 0 to 3 are")
 
-    def of_string(self, code: int, bits: int) -> Fraction:
-        return _posit(code, bits, self.es)
+    def magnitudes(self, codes, bits: int):
+        size = bits - 1                                             # bits below the sign
+        ones = codes >> (size - 1) & 1
+        flipped = np.where(ones, codes ^ ((1 << size) - 1), codes)  # the regime run is now leading zeros
+        run = size - bit_length(flipped.astype(np.uint64))
+        left = np.maximum(size - run - 1, 0)
+        tail = (codes & ((1 << left) - 1)) << self.es               # room for exponent bits cut off: zeros
+        exponent = (np.where(ones, run - 1, -run) << self.es) + (tail >> left)
+        return _normal(tail & ((1 << left) - 1), left), exponent
 
 
-def _posit(code: int, bits: int, es: int) -> Fraction:
-    """The value of a positive n-bit posit."""
-    size = bits - 1                                             # bits below the sign
-    ones = code >> (size - 1) & 1
-    flipped = code ^ ((1 << size) - 1) if ones else code        # the regime run is now leading zeros
-    run = size - flipped.bit_length()
-    regime, left = (run - 1 if ones else -run), max(size - run - 1, 0)
-    tail = (code & ((1 << left) - 1)) << es                     # room for exponent bits cut off: zeros
-    exponent, fraction = tail >> left, tail & ((1 << left) - 1)
-    return _dyadic((1 << left) + fraction, (regime << es) + exponent - left)
+def _normal(trailing, size):
+    """The significands 1.trailing of `size` trailing bits, with the top bit at 63."""
+    return np.uint64(1 << 63) | trailing.astype(np.uint64) << (63 - size).astype(np.uint64)
 
 
 def _dyadic(significand: int, exponent: int) -> Fraction:
@@ -363,23 +514,36 @@ class Takum(_Extended):
             raise InputError(f"{self.name}: variant {self.variant!r} is not known; "
                              "allowed are linear and log")
 
-    def of_string(self, code: int, bits: int):
-        return _takum(code, bits, self.variant)
+    @property
+    def exact(self) -> bool:
+        return self.variant == "linear"
+
+    def magnitudes(self, codes, bits: int):
+        characteristic, m, tail = _takum(codes, bits)
+        if self.variant == "linear":
+            return _normal(m, tail), characteristic
+        return _roots_of_e((characteristic << _TAKUM_TAIL) + (m << (_TAKUM_TAIL - tail)))
+
+    def fraction(self, code: int, bits: int, m: int, exponent: int):
+        if self.variant == "linear" or (m, exponent) == (1 << 63, 0):
+            return super().fraction(code, bits, m, exponent)
+        characteristic, trailing, tail = (int(part) for part in _takum(np.int64(code), bits))
+        power = characteristic + Fraction(trailing, 1 << tail)
+        return Irrational(False, m, exponent - 63, f"sqrt(e)^({power})")
 
 
-def _takum(code: int, bits: int, variant: str):
-    """The value of a positive n-bit takum; short ones are read with zeros behind them."""
+_TAKUM_TAIL = 12                # mantissa bits of a takum of 17 bits at most
+
+
+def _takum(codes, bits: int):
+    """(characteristic, m, bits of m) of positive n-bit takums; short ones are read with zeros behind them."""
     size = max(bits, 12)
-    code <<= size - bits
-    direction, regime = code >> (size - 2), code >> (size - 5) & 7
-    length = regime if direction else 7 - regime
+    codes = codes << (size - bits)
+    direction, regime = codes >> (size - 2), codes >> (size - 5) & 7
+    length = np.where(direction, regime, 7 - regime)
     tail = size - 5 - length
-    start = (1 << length) - 1 if direction else 1 - (2 << length)
-    characteristic = start + (code >> tail & ((1 << length) - 1))
-    m = code & ((1 << tail) - 1)
-    if variant == "linear":
-        return _dyadic((1 << tail) + m, characteristic - tail)
-    return _root_e(characteristic + Fraction(m, 1 << tail))
+    start = np.where(direction, (1 << length) - 1, 1 - (2 << length))
+    return start + (codes >> tail & ((1 << length) - 1)), codes & ((1 << tail) - 1), tail
 
 
 @dataclass(frozen=True)
@@ -468,19 +632,35 @@ class LNS(Listed):
         return [Rung(found[0].code), *found[1:], beyond]
 
 
-def _root_e(power: Fraction) -> Fraction | Irrational:
-    """sqrt(e)^power."""
-    if power == 0:
-        return Fraction(1)
+def _roots_of_e(powers) -> tuple[np.ndarray, np.ndarray]:
+    """(m, exponent) of sqrt(e)^(power / 2^12) for an array of integers, cut to 64 bits.
+
+    Three factors make each: of the power's whole part and of either half of the rest.
+    """
+    half = _TAKUM_TAIL // 2
+    found = []
+    for power in powers.tolist():
+        whole, high, low = power >> 2 * half << 2 * half, power >> half & 63, power & 63
+        (a, shift_a), (b, shift_b), (c, shift_c) = map(_root_of_e, (whole, high << half, low))
+        product = a * b * c
+        drop = product.bit_length() - 64 - _SPARE_BITS
+        wide = product >> drop
+        rest = wide & ((1 << _SPARE_BITS) - 1)
+        if power and not 4 < rest < (1 << _SPARE_BITS) - 4:       # the factors are off by 2^-126 in all
+            raise ArithmeticError(f"sqrt(e)^({power}/4096) is too close to a 64-bit number to be cut there")
+        found.append((wide >> _SPARE_BITS, drop + _SPARE_BITS + 63 - (shift_a + shift_b + shift_c)))
+    m, exponent = zip(*found)
+    return np.array(m, np.uint64), np.array(exponent, np.int64)
+
+
+@lru_cache(maxsize=1 << 10)
+def _root_of_e(power: int) -> tuple[int, int]:
+    """(w, shift): sqrt(e)^(power / 2^12) is w / 2^shift, w of 129 or 130 bits and cut off; 1 is exact."""
     context = Context(prec=_DIGITS)
-    value = context.exp(context.divide(Decimal(power.numerator), Decimal(2 * power.denominator)))
+    value = context.exp(context.divide(Decimal(power), Decimal(2 << _TAKUM_TAIL)))
     numerator, denominator = value.as_integer_ratio()
-    shift = numerator.bit_length() - denominator.bit_length() - _SPARE
-    wide = (numerator << max(-shift, 0)) // (denominator << max(shift, 0))      # 64 bits and 60 or so more
-    drop = wide.bit_length() - 64
-    if not 4 < wide & ((1 << drop) - 1) < (1 << drop) - 4:
-        raise ArithmeticError(f"sqrt(e)^({power}) is too close to a 64-bit number for {_DIGITS} digits")
-    return Irrational(False, wide >> drop, shift + drop, f"sqrt(e)^({power})")
+    shift = 129 - numerator.bit_length() + denominator.bit_length()
+    return (numerator << max(shift, 0)) // (denominator << max(-shift, 0)), shift
 
 
 def _power_of_two(power: Fraction) -> Fraction | Irrational:
@@ -531,17 +711,18 @@ def rule_of(row, rounding: str) -> str:
     return rounding
 
 
-@lru_cache(maxsize=64)
+@lru_cache(maxsize=256)
 def ladder(row, rounding: str, limits) -> Ladder:
     """Where each code starts. Spec: LIST-1."""
-    starts, codes, sides = [], [], []
+    exponents, significands, codes, sides = [], [], [], []
     for negative in (False, True):
-        rungs = row.rungs(rule_of(row, rounding), negative)
-        sides.append((len(starts), len(starts) + len(rungs) - 1))
-        starts += [_start(rung) for rung in rungs]
-        codes += [outcome(row, limits.above, negative) if rung.code is None else rung.code for rung in rungs]
-    exponent, m = zip(*starts)
-    return Ladder(np.array(exponent, np.int64), np.array(m, np.uint64), np.array(codes, np.uint64),
+        exponent, m, side = row.side(rule_of(row, rounding), negative)
+        sides.append((len(codes), len(codes) + len(side) - 1))
+        exponents.append(exponent)
+        significands.append(m)
+        beyond = outcome(row, limits.above, negative) if None in side else None
+        codes += [beyond if code is None else code for code in side]
+    return Ladder(np.concatenate(exponents), np.concatenate(significands), np.array(codes, np.uint64),
                   tuple(sides))
 
 
@@ -549,7 +730,7 @@ def _start(rung: Rung) -> tuple[int, int]:
     """(exponent, m): the least 64-bit number m * 2^(exponent - 63) on a rung."""
     edge = rung.boundary
     if edge is None:
-        return -(1 << 40), 0
+        return _NO_EDGE
     if isinstance(edge, Irrational):
         m, exponent = edge.significand + 1, edge.exponent + 63
     else:
@@ -563,7 +744,7 @@ def round_codes(parts, row, rule, limits):
     """Codes of source values taken apart (definition.Parts), uint64. Spec: LIST-1."""
     steps = ladder(row, rule.name, limits)
     code = steps.codes[_climb(parts, steps)]
-    zero = row.zero
+    zero = row.of_zero(rule.name)
     code = np.where((parts.m == 0) & ~parts.nan & ~parts.inf, np.uint64(zero), code)
     for negative in (False, True):
         side = parts.negative == negative
@@ -630,51 +811,42 @@ def taken_apart(codes, row) -> tuple[np.ndarray, ...]:
     if not row.exact:
         raise InputError(f"values of {row.name} are irrational, so it cannot be the source of an exact "
                          "conversion; decode it first")
-    return tuple(column[codes] for column in _columns(row))
+    found = columns(row)
+    return *(column[codes] for column in found[:5]), np.zeros(codes.shape, np.uint64)
 
 
 @lru_cache(maxsize=64)
-def _columns(row) -> tuple[np.ndarray, ...]:
-    table = []
-    for code, value in enumerate(row.meanings):
-        if isinstance(value, str) or value == 0:
-            negative = value == NEG_INF or code == row.minus_zero
-            table.append((negative, 0, -1, value == NAN, value in (INF, NEG_INF), 0))
-        else:
-            m = abs(value.numerator) << 64 >> value.numerator.bit_length()      # the top bit at 63
-            table.append((value < 0, m, floor_log2(abs(value)), False, False, 0))
-    kinds = (bool, np.uint64, np.int64, bool, bool, np.uint64)
-    return tuple(np.array(column, kind) for column, kind in zip(zip(*table), kinds))
+def columns(row) -> Columns:
+    """row.columns(), kept."""
+    return row.columns()
 
 
 @lru_cache(maxsize=64)
 def value_list(row, dtype: np.dtype) -> np.ndarray:
     """The value of every code, exact or (irrational ones) correctly rounded to nearest. Spec: LIST-1."""
-    precision = np.finfo(dtype).nmant + 1
-    table = [-0.0 if code == row.minus_zero else _as_float(value, precision)
-             for code, value in enumerate(row.meanings)]
-    return np.array(table).astype(dtype)
+    table = columns(row)
+    drop = np.where(table.irrational, 63 - np.finfo(dtype).nmant, 11).astype(np.uint64)     # exact: 53 bits
+    carry = (table.m >> (drop - np.uint64(1)) & np.uint64(1)) * table.irrational            # never a tie
+    kept = ((table.m >> drop) + carry).astype(np.float64)
+    values = np.ldexp(kept, (table.exponent - 63).astype(np.int32) + drop.astype(np.int32))
+    values = np.where(table.nan, np.nan, np.where(table.inf, np.inf, values))
+    return np.where(table.negative, -values, values).astype(dtype)
 
 
-def _as_float(value, precision: int) -> float:
-    """A value as a float of `precision` bits; an irrational one lies inside the normal range (holds)."""
-    if not isinstance(value, Irrational):
-        return float(value)                                     # also "nan", "inf" and "-inf"
-    drop = 64 - precision
-    kept = (value.significand + (1 << (drop - 1))) >> drop       # never a tie: the value lies above its floor
-    return float((-kept if value.negative else kept) * Fraction(2) ** (value.exponent + drop))
-
-
-def holds(dtype, row) -> bool:
+@lru_cache(maxsize=256)
+def holds(dtype: np.dtype, row) -> bool:
     """Whether a float dtype holds every finite value; irrational ones only need to be in its normal range."""
-    info = np.finfo(dtype)
-    least = int(info.minexp) if not row.exact else int(info.minexp) - info.nmant
-    values = [key(value) for value, _ in row.ascending if value != 0]
-    if any(abs(value) > Fraction(float(info.max)) or abs(value) < Fraction(2) ** least for value in values):
+    info, (_, m, exponent, *_) = np.finfo(dtype), columns(row)
+    m, exponent = m[m != 0], exponent[m != 0]
+    precision, emax = info.nmant + 1, int(info.maxexp) - 1
+    largest = np.uint64(((1 << precision) - 1) << (64 - precision))
+    if ((exponent > emax) | (exponent == emax) & (m > largest)).any():
         return False
-    quantum = Fraction(2) ** (int(info.minexp) - info.nmant)
-    return not row.exact or all(
-        significant_bits(value) <= info.nmant + 1 and (value / quantum).denominator == 1 for value in values)
+    if not row.exact:
+        return bool((exponent >= int(info.minexp)).all())
+    lowest_bit = exponent - 64 + bit_length(m & (~m + np.uint64(1)))
+    room = np.maximum(exponent - info.nmant, int(info.minexp) - info.nmant)
+    return bool((lowest_bit >= room).all())
 
 
 # ------------------------------------------------------------------------------------------------------------

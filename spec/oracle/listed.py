@@ -186,7 +186,7 @@ def _choose(x, below, above, rounding, tie):
     if x - below != above - x:
         return below if x - below < above - x else above
     tie = {"rne": tie, "rna": "away", "rnz": "toward-zero"}[rounding]
-    less, more = sorted((below, above), key=abs)
+    less, more = (below, below) if below == -above else sorted((below, above), key=abs)
     return {"lower": below, "away": more, "toward-zero": less}[tie]
 
 
