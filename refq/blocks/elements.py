@@ -5,6 +5,7 @@ pieces. quantize.py says why float64 quotients decide every rounding.
 """
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
@@ -55,7 +56,7 @@ class Casting:
         runs = [codec.decoder(row, np.dtype(np.float64), self.rows.size) for row in tables]
         found = np.empty(self.rows.shape, codec.code_dtype(tables[0]))
         chosen = np.empty(len(self.rows), np.uint8)
-        divisor = self.scales.divisor.reshape(-1)
+        divisor = self._divisor
         for rows in slabs(self.rows):
             part = self.rows[rows]
             codes = np.empty((len(tables), *part.shape), found.dtype)
@@ -71,11 +72,22 @@ class Casting:
 
     @property
     def _dead(self):
-        return np.repeat(self.scales.dead, len(self.rows) // max(len(self.scales.dead), 1))
+        return np.repeat(self.scales.dead, self._units)
+
+    @cached_property
+    def _divisor(self):
+        """One divisor a unit."""
+        tiles = len(self.scales.dead)
+        return np.broadcast_to(self.scales.divisor, (tiles, self._units)).reshape(-1)
+
+    @property
+    def _units(self) -> int:
+        """Units of a tile."""
+        return len(self.rows) // max(len(self.scales.dead), 1)
 
     def _symmetric(self, row: Row):
         """A function (rows, columns, room) that writes the codes of a piece."""
-        rule, divisor = rounding_rule(self.rounding), self.scales.divisor.reshape(-1)
+        rule, divisor = rounding_rule(self.rounding), self._divisor
         quotients, factor, working = self._division(row, divisor, rule.stochastic)
         run = codec.encoder(codec.source_row(working), row, self.rounding, self.recipe.overflow, self.rows.size,
                             self.random_width)
@@ -108,7 +120,7 @@ class Casting:
 
     def _asymmetric(self):
         """As _symmetric, with a zero point. Spec: BLOCK-14."""
-        row, zero_row, divisor = self.block.element_row, self.block.zero_row, self.scales.divisor.reshape(-1)
+        row, zero_row, divisor = self.block.element_row, self.block.zero_row, self._divisor
         if rounding_rule(self.rounding).stochastic:
             raise InputError(f"rounding {self.rounding!r} is not defined for {self.block.name}, "
                              "which has a zero point")

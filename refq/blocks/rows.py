@@ -284,6 +284,11 @@ DATA_TYPES: dict[str, Block] = {row.name: row for row in [
     Block("bitnet", "ternary", "binary32", "tensor", "absmean", ref="BitNet b1.58", aka=("bitnet_b158",)),
     *(Block(f"{name}_t64", name, "binary32", 64, "amax", ref="bitsandbytes, block 64")
       for name in ("nf4", "af4", "bnb_fp4")),
+    # codebooks and sparsity
+    Block("cb42f1346", "cb42f1346_e2m3fnuz", "e8m0", 32, "floor", recipe="ocp", ref="TensorCast",
+          subtiles=((8, 0),)),
+    Block("cb41fi", "cb41fi_e2m3fnuz", "e8m0", 32, "floor", recipe="ocp", ref="TensorCast", subtiles=((8, 0),)),
+    Block("mxfp4_2of4", "e2m1", "e8m0", 32, "floor", recipe="ocp", ref="OCP MX 5.3.3, 2:4 sparse", sparsity=(2, 4)),
 ]}
 
 AMBIGUOUS = {
@@ -319,7 +324,7 @@ def data_type(name, scale: str | None = None) -> Block:
         raise InputError(f"data type {name!r} is ambiguous; say which: {', '.join(AMBIGUOUS[key])}")
     if found := _by_rule(key):
         return found
-    if key.startswith("tcast:") and "_" in key:
+    if key.startswith("tcast:") and ("_" in key or tensorcast.predefined(name)):
         return _from_tensorcast(key, None)
     try:
         return _unscaled(number_format(key))
@@ -332,7 +337,7 @@ def _unscaled(row: Row) -> Block:
 
 
 def _from_tensorcast(number: str, scale: str | None) -> Block:
-    return described(ref="TensorCast", **tensorcast.parse(number, scale))
+    return described(**tensorcast.parse(number, scale))
 
 
 @lru_cache(maxsize=1024)
@@ -347,7 +352,7 @@ def _by_rule(key: str) -> Block | None:
     return described(element=element, scale=scales[0], tile=_size(tile),
                      subtiles=((_size(subtile), int(offset or 0)),) if subtile else (),
                      zero=second if asymmetric else None, outer=None if asymmetric else second,
-                     sparsity=(int(n), int(m)) if n else None, ref="by rule (BLOCK-2)")
+                     sparsity=(int(n), int(m)) if n else None)
 
 
 def _numbers(head: str) -> list[str]:
@@ -374,8 +379,9 @@ def _size(text: str):
     return parts if len(parts) == 2 else parts[0]
 
 
-def described(element, scale=None, tile=None, outer=None, zero=None, subtiles=(), sparsity=None, ref="") -> Block:
+def described(element, scale=None, tile=None, outer=None, zero=None, subtiles=(), sparsity=None) -> Block:
     """The data type of these fields under its name by rule, with the usual rule and recipe (BLOCK-2)."""
+    ref = "by rule (BLOCK-2)"
     if scale is None:
         return Block(element, element, ref=ref, sparsity=sparsity)
     exponent = is_exponent(number_format(scale))
