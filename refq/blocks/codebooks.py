@@ -1,4 +1,4 @@
-"""Codebook collections: tables of values, of which each tile or subtile chooses one (Spec: CB-1 to CB-9).
+"""Codebook collections: tables of values, of which each tile or subtile chooses one (Spec: CB-1 to CB-10).
 
 A collection is a row of CODEBOOKS, one of TensorCast's implicit names (`cb42f1346_e2m3fnuz`), whose tables
 are generated from the name, or user tables given to `explicit`. `select` finds the table of least error.
@@ -20,6 +20,9 @@ from refq.formats.rows import Float, registered_in
 from refq.formats.values import floor_log2
 
 
+TIES = ("lower", "toward-zero", "away")
+
+
 @dataclass(frozen=True)
 class Table(Codebook):
     """One table of a collection. A value may stand there twice; it is then the lowest code's (CB-1)."""
@@ -28,9 +31,13 @@ class Table(Codebook):
         size = len(self.values)
         if not 2 <= size <= 256 or size & (size - 1):
             raise InputError(f"{self.name}: a table has 2, 4, 8 ... 256 values, not {size}")
-        for value in self.values:
-            if not np.isfinite(value) or float(np.float32(value)) != value:
-                raise InputError(f"{self.name}: {value!r} is not a finite float32 number")
+        with np.errstate(over="ignore"):
+            wrong = [value for value in self.values
+                     if not np.isfinite(value) or float(np.float32(value)) != value]
+        if wrong:
+            raise InputError(f"{self.name}: {wrong[0]!r} is not a finite float32 number")
+        if self.tie not in TIES:
+            raise InputError(f"{self.name}: tie {self.tie!r} is not a rule; allowed are {', '.join(TIES)}")
         if "0.0" not in map(repr, self.values):
             raise InputError(f"{self.name}: 0 must be among its values")
 
@@ -86,7 +93,7 @@ _CLAUSE = re.compile(r"([fips])(\d*)(e?)(\d*)")
 
 @lru_cache(maxsize=256)
 def _implicit(name: str) -> Tables | None:
-    """The collection that a name describes (CB-6); None for names of another form."""
+    """The collection that a name describes (CB-9); None for names of another form."""
     if shape := _ALL_SHIFTS.fullmatch(name):
         bits, meta, patterns, number = shape.groups()
         clauses = [(kind, tuple(range(2 ** int(meta))), (0,), 1) for kind in patterns]
@@ -103,9 +110,9 @@ def _implicit(name: str) -> Tables | None:
     halves = [half for clause in clauses for half in _halves(name, int(bits), line, emax, *clause)]
     if len(halves) != count:
         raise InputError(f"codebook {name!r} describes {len(halves)} tables, but its name says {count}")
-    tables = (Table(f"{name}.{place}", (*half, *(-value for value in half)), "away", "CB-3")
+    tables = (Table(f"{name}.{place}", (*half, *(-value for value in half)), "away", "CB-6")
               for place, half in enumerate(halves))
-    return Tables(name, tuple(tables), emax, "TensorCast docs/codebook.md (CB-6)")
+    return Tables(name, tuple(tables), emax, "TensorCast docs/codebook.md (CB-9)")
 
 
 def _clause(kind: str, digits: str, e: str, eoffsets: str) -> tuple:
@@ -118,7 +125,7 @@ def _clause(kind: str, digits: str, e: str, eoffsets: str) -> tuple:
 
 
 def number_line(number: str) -> tuple[list[float], int]:
-    """(positive finite values, ascending; emax) of a compute format under TensorCast's name (CB-2)."""
+    """(positive finite values, ascending; emax) of a compute format under TensorCast's name (CB-5)."""
     row = number_format(f"tcast:{number}")
     if not isinstance(row, Float) or not row.signed or row.bits > 9:
         raise InputError(f"tcast:{number} cannot fill a codebook; "
@@ -128,7 +135,7 @@ def number_line(number: str) -> tuple[list[float], int]:
 
 
 def _halves(name: str, bits: int, line, emax: int, kind: str, positions, steps, interval: int):
-    """The non-negative values of every table of one clause of the name, 0 first (CB-3, CB-4, CB-5)."""
+    """The non-negative values of every table of one clause of the name, 0 first (CB-6, CB-7, CB-8)."""
     count, top = 2 ** (bits - 1) - 1, len(line) - 1
     place = {value: index for index, value in enumerate(line)}
     if kind in "fi":
@@ -157,7 +164,7 @@ def _places(name: str, kind: str, values, place) -> list[int]:
 
 
 def _pattern(name: str, kind: str, bits: int) -> list[Fraction]:
-    """The positive values of pattern f or i, the power of two below the largest at 1 (CB-3)."""
+    """The positive values of pattern f or i, the power of two below the largest at 1 (CB-6)."""
     if kind == "f" and not 3 <= bits <= 6:
         raise InputError(f"codebook {name!r}: pattern 'f' needs 3 to 6 index bits, not {bits}")
     values, emax = number_line(f"e2m{bits - 3}fnuz" if kind == "f" else f"e1m{bits - 2}fnuz")
@@ -169,7 +176,7 @@ def codebook(name) -> Tables | None:
 
     name: a row or alias of CODEBOOKS, or TensorCast's implicit name
     `cb<index bits><meta bits><patterns>_<number>`; a collection is returned as it is. Case does not matter.
-    Raises InputError for a codebook that cannot be generated. Spec: CB-6.
+    Raises InputError for a codebook that cannot be generated. Spec: CB-9.
     """
     if isinstance(name, Tables):
         return name
@@ -193,7 +200,7 @@ CODEBOOKS: dict[str, Tables] = {name: _implicit(name) for name in (
 
 def explicit(name: str, tables, emax: int | None = None, tie: str = "away", ref: str = "user",
              aka: tuple[str, ...] = ()) -> Tables:
-    """A collection of user tables (Spec: CB-7); `registered` makes its name known.
+    """A collection of user tables (Spec: CB-3); `registered` makes its name known.
 
     tables: nested sequences or an array, (tables, codes); or the path of a .json file with such a list, or of
     an .npz or .npy file with one such array. A code is a place in its table, in any order.
@@ -238,11 +245,12 @@ def registered(*rows: Tables):
 # ------------------------------------------------------------------------------------------------------------
 # the choice of a table
 
+LONGEST = 1 << 11           # values: float32 sums of more seldom decide anything
 CHUNK = 1 << 14             # values at a time, so that a chunk of every table stays in the second cache
 
 
 def select(x, values, divisor=None, valid=None) -> np.ndarray:
-    """For every unit the index of the table with the least exact sum of squared errors, uint8 (Spec: CB-8).
+    """For every unit the index of the table with the least exact sum of squared errors, uint8 (Spec: CB-4).
 
     x: (units, size) float64 or float32. values: for each table an array of x's shape, float64 or float32: the
     values that x / divisor was rounded to. divisor: (units,) floats, the value of the scale, or None for 1.
@@ -257,10 +265,11 @@ def select(x, values, divisor=None, valid=None) -> np.ndarray:
         raise InputError(f"{len(values)} tables are nothing to choose from; 1 to 256 are")
     units, size = x.shape
     chosen = np.zeros(units, np.uint8)
-    if len(values) == 1 or not size:
+    if len(values) == 1 or not x.size:
         return chosen
     rows = max(1, CHUNK // size)
-    room = np.empty((3, min(rows, units), size), x.dtype)
+    dtype = x.dtype if size <= LONGEST else np.dtype(np.float64)
+    room = np.empty((3, min(rows, units), size), dtype)
     left, choices = [], []
     for start in range(0, units, rows):
         part = slice(start, min(start + rows, units))
@@ -271,7 +280,7 @@ def select(x, values, divisor=None, valid=None) -> np.ndarray:
     left = np.concatenate(left)
     if left.size:
         x, values, divisor = _rows(left, x, values, divisor, valid)
-        chosen[left] = (_exactly(x, values, divisor, np.concatenate(choices, axis=1)) if x.dtype == np.float64
+        chosen[left] = (_exactly(x, values, divisor, np.concatenate(choices, axis=1)) if dtype == np.float64
                         else select(x.astype(np.float64), values, divisor))
     return chosen
 

@@ -133,12 +133,25 @@ def _role(code: str, role: str) -> str:
 
 
 def parse(number_code: str, scale: str | None = None) -> dict:
-    """The Block fields that TensorCast's number and scale strings say. Spec: TCAST-1 to TCAST-3.
+    """The Block fields that TensorCast's two strings say, or one string behind `tcast:` (Spec: TCAST-1 to 7).
 
+    number_code: a number, `cb...` for codebooks; alone and with the prefix also a predefined name, or a
+    number and a scale joined by `_`. With the prefix all its numbers are TensorCast's; without it a number that refq
+    reads otherwise is refused.
     Returns element and, with a scale, scale, zero or outer, tile, subtiles and sparsity, where they are said.
-    Names are refq's; `pow2int8` is an integer used as an exponent. A prefix `tcast:` changes nothing.
+    Names are refq's; `pow2int8` is an integer used as an exponent.
     Raises InputError for strings and combinations that TensorCast refuses.
     """
+    inside = number_code.strip().lower().startswith("tcast:")
+    if inside and scale is None:
+        return _fields(*(predefined(number_code) or split(number_code)))
+    if not inside:
+        _refuse_clashes(number_code, scale)
+    return _fields(number_code, scale)
+
+
+def _fields(number_code: str, scale: str | None) -> dict:
+    """What the strings say in TensorCast's meaning (TCAST-2 to TCAST-4)."""
     code = number_code.strip().lower().removeprefix("tcast:")
     tables = codebook(code) if code.startswith(("cb", "icb")) else None
     row = None if tables else number(code)
@@ -147,8 +160,6 @@ def parse(number_code: str, scale: str | None = None) -> dict:
     if not tables and row.special == "scale":
         raise InputError(f"{number_code!r} is an exponent, which is only a scale in TensorCast")
     if scale is None:
-        if not tables and (unsigned or row.exp == 1):
-            raise InputError(f"{number_code!r}: TensorCast casts only floats without a scale")
         return fields
     segments = scale.strip().lower().removeprefix("tcast:").split("_")
     cut = next((i for i, part in enumerate(segments) if re.match("t(?!orch)", part)), len(segments))
@@ -174,7 +185,7 @@ def _check_zero(scale: str, unsigned: bool, numbers, fields):
             raise InputError(f"scale {scale!r}: unsigned integers need a float scale, not {numbers[0]}")
         zero = number(numbers[1])
         if not zero.is_float or zero.special == "scale":
-            raise InputError(f"scale {scale!r}: a zero point is a float or a signed integer, not {numbers[1]}")
+            raise InputError(f"scale {scale!r}: a zero point is a float or signed integer, not {numbers[1]}")
 
 
 # ------------------------------------------------------------------------------------------------------------
@@ -189,14 +200,6 @@ def split(text: str) -> tuple[str, str | None]:
     first = segments[0].lower()
     count = 2 if first.startswith(("cb", "icb")) or first.removeprefix("torch.") == "float8" else 1
     return "_".join(segments[:count]), "_".join(segments[count:]) or None
-
-
-def data_type_fields(text: str) -> dict:
-    """The Block fields of one string: a predefined name, or a number and a scale joined by `_`.
-
-    Raises InputError as parse does, and for a predefined name in the wrong case. Spec: TCAST-5, TCAST-7.
-    """
-    return parse(*(predefined(text) or split(text)))
 
 
 def predefined(text: str) -> tuple[str, str | None] | None:
@@ -214,26 +217,14 @@ def predefined(text: str) -> tuple[str, str | None] | None:
     return PREDEFINED[found[0]] if found else None
 
 
-def bare(number_code: str, scale: str | None) -> dict:
-    """`parse` for strings without `tcast:`: refused where refq reads one of the numbers differently.
-
-    A number with the prefix is TensorCast's; with the prefix on the first string all are.
-    Raises InputError naming both spellings. Spec: TCAST-5.
-    """
-    inside = number_code.strip().lower().startswith("tcast:")
-    own = scale is not None and scale.strip().lower().startswith("tcast:")
-    code = number_code.strip().lower()
-    if not inside and not code.startswith(("cb", "icb")):
+def _refuse_clashes(number_code: str, scale: str | None):
+    """Raises InputError where refq reads a number of strings without `tcast:` differently (TCAST-5)."""
+    code, scale = number_code.strip().lower(), (scale or "").strip().lower()
+    if not code.startswith(("cb", "icb")):
         _refuse_clash(code)
-    if scale is not None and not inside and not own:
-        for segment in scale.strip().lower().split("_"):
-            if not segment.startswith("t") and not _integer(segment):
-                _refuse_clash(segment)
-    return parse(number_code, scale)
-
-
-def _integer(code: str) -> bool:
-    return bool(_WORD.fullmatch(code)) and code.startswith("int")
+    for segment in scale.split("_") if not scale.startswith("tcast:") else ():
+        if not re.match(r"t(?!orch)|int\d", segment):        # an integer has its meaning from its role
+            _refuse_clash(segment)
 
 
 def _refuse_clash(code: str):
@@ -271,11 +262,13 @@ def spell(block) -> tuple[str, str | None]:
     tables = codebook(block.element)
     code = tables.name if tables else spell_number(number_format(block.element))
     if block.scale is None:
-        fields, scale = parse(code), None
+        scale = None
+        if code.startswith(("int", "uint")):
+            raise InputError(f"TensorCast casts only floats without a scale, not {block.element}")
     else:
         numbers = [_spell_role(name) for name in (block.scale, block.zero or block.outer) if name]
         scale = "_".join([*numbers, *_spell_tiles(block)])
-        fields = parse(code, scale)
+    fields = _fields(code, scale)
     for field in ("element", "scale", "zero", "outer", "tile", "subtiles", "sparsity"):
         wanted, said = getattr(block, field) or None, fields.get(field)
         if wanted != said and not _same_number(wanted, said):
