@@ -231,8 +231,8 @@ BAD_FLOATS = [
     (dict(man=50, pad=20), "at most 64 bits"),
     (dict(special="ieee", man=0), "the ieee rule needs a trailing significand"),
     (dict(special="fnuz", signed=False), "the format must be signed"),
-    (dict(special="scale"), "unsigned formats without trailing significand"),
-    (dict(special="scale", man=0), "unsigned formats without trailing significand"),
+    (dict(special="scale"), "the scale rule is for unsigned formats"),
+    (dict(special="scale", man=0), "the scale rule is for unsigned formats"),
     (dict(exp=1, man=0), "its special codes leave no positive value"),
     (dict(exp=1, man=0, signed=False), "its special codes leave no positive value"),
 ]

@@ -6,7 +6,7 @@ arrive as dicts or as scalar.Facts.
 
 from fractions import Fraction
 
-from spec.oracle.blocks import SAT, floor_log2
+from spec.oracle.common import SAT, floor_log2
 from spec.oracle.scalar import decode, encode, exact, facts
 
 
