@@ -79,7 +79,7 @@ def diff(a, b, dtype, arrays=None, data="") -> Difference:
 
     a, b: recipes, by name or row. dtype: a data type with a scale. arrays: an iterable of (array, axis) to count
     on, described by `data`; None: the boundary set of the data type itself.
-    Raises InputError for recipes that do not take the data type. Spec: REC-1, CHECK-8.
+    Raises InputError for recipes that do not take the data type. Spec: REC-1, CHECK-7.
     """
     block = data_type(dtype)
     if block.scale is None:
