@@ -325,7 +325,7 @@ def data_type(name, scale: str | None = None) -> Block:
     if found := _by_rule(key):
         return found
     if key.startswith("tcast:") and ("_" in key or tensorcast.predefined(name)):
-        return _from_tensorcast(key, None)
+        return _from_tensorcast(name, None)
     try:
         return _unscaled(number_format(key))
     except InputError as error:
