@@ -189,7 +189,8 @@ def microxcaling(tile, a, c):
     """REC-17."""
     if a.kind != NUMBER:
         return 0xFF, NOT_A_NUMBER
-    return clamped((floor(log2(a.magnitude)) if a.magnitude else -126) - rules.emax(c.element))
+    e = (floor(log2(a.magnitude)) if a.magnitude else -126) - rules.emax(c.element)
+    return (0xFF, NOT_A_NUMBER) if e > 127 else clamped(e)
 
 
 def tensorcast(tile, a, c):
@@ -293,7 +294,7 @@ def ggml_nvfp4(tile, a, c):
 
 
 def onnx(tile, a, c):
-    """REC-23."""
+    """REC-23, without a zero point."""
     if a.kind != NUMBER:
         return scale_code(NOT_A_NUMBER, c)
     if not a.magnitude:
@@ -449,14 +450,32 @@ def quantise(values, shape, axis, block, formats, recipe, outer=None):
         if recipe["outer"] == "one" and outer != 0x3F800000:
             raise Refused(f"tensor scale {outer:08x}: this stack knows only 1 (REC-6)")
         context = context._replace(g=decode(outer, BINARY32))
-    codes, scales = [0] * len(values), []
+    codes, scales, zeros = [0] * len(values), [], [] if block.get("zero") else None
     for indices in tiles(shape, axis, block["tile"]):
         tile = [values[i] for i in indices]
-        found, tile_codes = quantise_tile(tile, context, recipe)
+        if zeros is None:
+            found, tile_codes = quantise_tile(tile, context, recipe)
+        else:
+            found, zero, tile_codes = with_zero_point(tile, context, facts(formats[block["zero"]]))
+            zeros.append(zero)
         scales.append(found)
         for i, code in zip(indices, tile_codes):
             codes[i] = code
-    return Quantised(codes, scales, outer)
+    return Quantised(codes, scales, outer, zeros)
+
+
+def with_zero_point(tile, c, zero):
+    """REC-23: the scale code, zero-point code and element codes of a tile that covers lo ... hi."""
+    if not zero.integer:
+        raise Refused("a zero point in a floating format is not QuantizeLinear's (REC-23)")
+    if any(v.kind != NUMBER for v in tile):
+        return scale_code(NOT_A_NUMBER, c)[0], 0, [0] * len(tile)
+    numbers = [-v.magnitude if v.negative else v.magnitude for v in tile]
+    scale, point = rules.minmax_scale(numbers, c.element, c.scale, zero)
+    scale = scale or scale_code(ONE, c)[0]
+    z = decode(point, zero)
+    z = -z.magnitude if z.negative else z.magnitude
+    return scale, point, quantize_linear(tile, decode(scale, c.scale), z, c.element)
 
 
 def quantise_tile(tile, context, recipe):
@@ -479,7 +498,8 @@ def ggml_element(v, d):
 
 def check(block, recipe):
     """REC-1: a recipe is for plain tiles of its own element and scale formats."""
-    plain = not (block.get("subtiles") or block.get("zero") or block.get("sparsity"))
+    zero = block.get("zero") and recipe["scale"] is not onnx
+    plain = not (block.get("subtiles") or zero or block.get("sparsity"))
     outer = recipe["outer"] == "optional" or bool(block["outer"]) == (recipe["outer"] == "required")
     outer = outer or recipe["outer"] == "one"
     if not (plain and outer and block["element"] in recipe["elements"] and block["scale"] in recipe["scales"]):
