@@ -141,7 +141,9 @@ def test_user_tables():
 
 def test_minus_zero_in_user_tables():
     table = explicit("x", [[-0.0, 1, 0, -1]]).tables[0]
-    assert refq.encode(np.float32([0, -.1, .1, .5, -.5]), table).tolist() == [2, 0, 2, 1, 3]
+    assert refq.encode(np.float32([0, -.1, .1, .5, -.5]), table).tolist() == [0, 0, 0, 1, 3]
+    table = explicit("x", [[0, 1, -0.0, -1]]).tables[0]
+    assert refq.encode(np.float32([0, -0.0, -.1, .1, .5, -.5]), table).tolist() == [0, 0, 2, 0, 1, 3]
 
 
 def test_user_tables_from_files(tmp_path):
@@ -172,7 +174,7 @@ def test_refused_tables(tables, words):
 
 def test_ties_of_user_tables():
     codes = [refq.encode(np.float32([.5, -.5]), explicit("x", [[0, 1, -1, 2]], tie=tie).tables[0]).tolist()
-             for tie in codebooks.TIES]
+             for tie in ("lower", "toward-zero", "away")]
     assert codes == [[0, 2], [0, 0], [1, 2]]
     with pytest.raises(InputError, match="allowed are lower"):
         explicit("x", [[0, 1]], tie="even")

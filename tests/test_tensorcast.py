@@ -105,7 +105,7 @@ def test_numbers_have_tensorcasts_meaning(code, largest):
     (("float7", None), "9 to 32 bits"), (("tcast:int1", "e8m0"), "2 to 32"), (("uint40", "e8m0"), "1 to 32"),
     (("e8m0", None), "only a scale"), (("tcast:e8m0_float32", None), "only a scale"),
     (("uint8", "float32"), "need a zero point"), (("uint8", "e8m0_int8"), "need a float scale"),
-    (("uint8", "int8_int8"), "need a float scale"), (("uint8", "float32_uint8"), "a zero point is a float or"),
+    (("uint8", "int8_int8"), "need a float scale"), (("uint8", "float32_uint8"), "a zero point is a float"),
     (("uint8", "float32_e8m0"), "a zero point is a float or sig"),
     (("e4m3fn", "t32"), "one or two numbers"), (("e4m3fn", "e8m0_e8m0_e8m0_t32"), "one or two numbers"),
     (("e4m3fn", "e8m0_t32_t32_t32"), "3 tile segments"), (("e4m3fn", "e8m0_t32_float32"), "neither a number"),

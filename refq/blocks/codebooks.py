@@ -8,7 +8,7 @@ import json
 import re
 from dataclasses import dataclass
 from fractions import Fraction
-from functools import cached_property, lru_cache
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -20,33 +20,6 @@ from refq.formats.rows import Float, registered_in
 from refq.formats.values import floor_log2
 
 
-TIES = ("lower", "toward-zero", "away")
-
-
-@dataclass(frozen=True)
-class Table(Codebook):
-    """One table of a collection. A value may stand there twice; it is then the lowest code's (CB-1)."""
-
-    def __post_init__(self):
-        size = len(self.values)
-        if not 2 <= size <= 256 or size & (size - 1):
-            raise InputError(f"{self.name}: a table has 2, 4, 8 ... 256 values, not {size}")
-        with np.errstate(over="ignore"):
-            wrong = [value for value in self.values
-                     if not np.isfinite(value) or float(np.float32(value)) != value]
-        if wrong:
-            raise InputError(f"{self.name}: {wrong[0]!r} is not a finite float32 number")
-        if self.tie not in TIES:
-            raise InputError(f"{self.name}: tie {self.tie!r} is not a rule; allowed are {', '.join(TIES)}")
-        if "0.0" not in map(repr, self.values):
-            raise InputError(f"{self.name}: 0 must be among its values")
-
-    @cached_property
-    def ascending(self) -> list[tuple]:
-        codes = [(value, code) for code, value in enumerate(self.values) if repr(value) != "-0.0"]
-        return sorted({Fraction(value): code for value, code in reversed(codes)}.items())
-
-
 @dataclass(frozen=True)
 class Tables:
     """A collection of tables with the same number of codes (Spec: CB-1).
@@ -55,7 +28,7 @@ class Tables:
     """
 
     name: str
-    tables: tuple[Table, ...]
+    tables: tuple[Codebook, ...]
     emax: int
     ref: str = ""
     aka: tuple[str, ...] = ()
@@ -110,7 +83,7 @@ def _implicit(name: str) -> Tables | None:
     halves = [half for clause in clauses for half in _halves(name, int(bits), line, emax, *clause)]
     if len(halves) != count:
         raise InputError(f"codebook {name!r} describes {len(halves)} tables, but its name says {count}")
-    tables = (Table(f"{name}.{place}", (*half, *(-value for value in half)), "away", "CB-6")
+    tables = (Codebook(f"{name}.{place}", (*half, *(-value for value in half)), "away", "CB-6")
               for place, half in enumerate(halves))
     return Tables(name, tuple(tables), emax, "TensorCast docs/codebook.md (CB-9)")
 
@@ -212,11 +185,25 @@ def explicit(name: str, tables, emax: int | None = None, tie: str = "away", ref:
         rows = [[float(value) for value in row] for row in rows]
     except (TypeError, ValueError):
         raise InputError(f"{name}: the tables must be sequences of numbers, one for each table") from None
-    made = tuple(Table(f"{name}.{place}", tuple(row), tie, ref) for place, row in enumerate(rows))
+    made = tuple(_table(f"{name}.{place}", row, tie, ref) for place, row in enumerate(rows))
     if made and not max((table.max for table in made)) > 0:
         raise InputError(f"{name}: no table has a positive value")
     largest = max((table.max for table in made), default=1)
     return Tables(name, made, floor_log2(largest) if emax is None else emax, ref, aka)
+
+
+def _table(name: str, values: list[float], tie: str, ref: str) -> Codebook:
+    """One user table, checked."""
+    size = len(values)
+    if not 2 <= size <= 256 or size & (size - 1):
+        raise InputError(f"{name}: a table has 2, 4, 8 ... 256 values, not {size}")
+    with np.errstate(over="ignore"):
+        wrong = [value for value in values if not np.isfinite(value) or float(np.float32(value)) != value]
+    if wrong:
+        raise InputError(f"{name}: {wrong[0]!r} is not a finite float32 number")
+    if "0.0" not in map(repr, values):
+        raise InputError(f"{name}: 0 must be among its values")
+    return Codebook(name, tuple(values), tie, ref)
 
 
 def _read(path: Path):
