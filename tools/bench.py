@@ -30,6 +30,12 @@ FORMATS = [
     ("bfloat16", "bfloat16", "bfloat16", "bfloat16"),
 ]
 BLOCKS = ("mxfp4", "mxfp8", "mxfp6", "mxint8", "nvfp4", "int4", "int8")
+# Data types with more than tiles along one axis: (the plain type of the same element, most times its time)
+PLAIN = {"mxfp4_32x32": ("mxfp4", 3), "mxfp4_16x16": ("mxfp4", 3), "mxfp8_e4m3_32x32": ("mxfp8_e4m3", 3),
+         "nvfp4_16x16": ("nvfp4", 3), "fp8_128x128": ("fp8_1x128", 3), "mx9": ("msfp16", 3), "mx6": ("msfp13", 3),
+         "mx4": ("smint3f1_e8m0_t16", 3), "smint8f6_e8m0_t32s8o2": ("smint8f6_e8m0_t32", 3),
+         "hif4": ("msfp12", 3), "nf4_t64": ("int4_binary32_t64", 10), "bnb_fp4_t64": ("int4_binary32_t64", 10),
+         "cb42f1346": ("mxfp4", 10), "cb41fi": ("mxfp4", 10)}
 BARS = {("encode", "ml_dtypes"): 6, ("encode", "gfloat"): 40, ("decode", "ml_dtypes"): 7}
 BAR_PRECISION = 6           # the bars are for formats of at most so many significant bits
 GFLOAT_SIZE, GFLOAT_ROUNDS = 1 << 19, 2     # gfloat is slow: fewer values and rounds, compared per value
@@ -85,10 +91,13 @@ def block_rows(x, rounds):
         yield measure("quantise", name, x.size, lambda: refq.quantize(blocks, name), {}, rounds)
         q = refq.quantize(blocks, name)
         yield measure("dequantise", name, x.size, q.dequantize, {}, rounds)
+    for name, (plain, most) in PLAIN.items():
+        yield measure("quantise", name, x.size, lambda: refq.quantize(blocks, name),
+                      {"plain": lambda: refq.quantize(blocks, plain)}, rounds, {"plain": 1 / most})
 
 
-def measure(what, name, size, ours, peers, rounds):
-    """One row: best ns per value of refq and each peer, their ratios, bars."""
+def measure(what, name, size, ours, peers, rounds, bars=None):
+    """One row: best ns per value of refq and each peer, their ratios, bars (by default those of BARS)."""
     peers = {peer: run for peer, run in peers.items() if run is not None}
     counts = {peer: min(size, GFLOAT_SIZE) if peer == "gfloat" else size for peer in peers}
     seconds = {"refq": []} | {peer: [] for peer in peers}
@@ -101,9 +110,9 @@ def measure(what, name, size, ours, peers, rounds):
                 seconds[peer].append(clock(run) / counts[peer])
     best = {who: min(times) * 1e9 for who, times in seconds.items()}
     ratios = {peer: best[peer] / best["refq"] for peer in peers}
-    bars = {peer: bar for (kind, peer), bar in BARS.items() if kind == what and peer in peers}
-    if bars and refq.number_format(name).precision > BAR_PRECISION:
-        bars = {}
+    if bars is None:
+        bars = {peer: bar for (kind, peer), bar in BARS.items() if kind == what and peer in peers
+                and refq.number_format(name).precision <= BAR_PRECISION}
     met = all(ratios[peer] >= bar for peer, bar in bars.items()) if bars else None
     return {"what": what, "name": name, "ns": best, "ratios": ratios, "bars": bars, "met": met}
 
@@ -168,15 +177,16 @@ def import_seconds():
 
 
 def text(rows):
-    peers = ("ml_dtypes", "torch", "gfloat")
+    peers = ("ml_dtypes", "torch", "gfloat", "plain")
     lines = [("", "", "refq ns", *(f"{peer} ns" for peer in peers), *(f"/{peer}" for peer in peers), "bars")]
     for row in rows:
-        bars = ", ".join(f">= {bar}x {peer}" for peer, bar in row["bars"].items())
+        bars = ", ".join(f">= {bar}x {peer}" if bar >= 1 else f"<= {1 / bar:.0f} times {PLAIN[row['name']][0]}"
+                         for peer, bar in row["bars"].items())
         verdict = {True: f"met: {bars}", False: f"BELOW: {bars}", None: ""}[row["met"]]
         times = [f"{row['ns'][peer]:.2f}" if peer in row["ns"] else "-" for peer in ("refq", *peers)]
-        ratios = [f"{row['ratios'][peer]:.1f}x" if peer in row["ratios"] else "-" for peer in peers]
+        ratios = [f"{row['ratios'][peer]:.2g}x" if peer in row["ratios"] else "-" for peer in peers]
         lines.append((row["what"], row["name"], *times, *ratios, verdict))
-    return columns(lines, right=range(2, 9))
+    return columns(lines, right=range(2, 11))
 
 
 if __name__ == "__main__":

@@ -51,7 +51,7 @@ def number_format(name) -> Row:
     if not isinstance(name, str):
         raise InputError(f"a number format is named by a string or given as a row, not {name!r}")
     key = name.strip().lower().removeprefix("torch.").removeprefix("ml_dtypes.").removeprefix("tensorproto.")
-    row = aliases().get(key) or _by_rule(key)
+    row = FORMATS.get(key) or LISTED.get(key) or aliases().get(key) or _by_rule(key)
     if row is not None:
         return row
     candidates = AMBIGUOUS.get(key)
