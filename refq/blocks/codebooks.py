@@ -260,16 +260,32 @@ def select(x, values, divisor=None, valid=None) -> np.ndarray:
     left, choices = [], []
     for start in range(0, units, rows):
         part = slice(start, min(start + rows, units))
-        chosen[part], possible = _sums(*_rows(part, x, values, divisor, valid), room[:, : part.stop - start])
-        several = np.flatnonzero(possible.sum(axis=0) > 1)
-        left.append(several + start)
-        choices.append(possible[:, several])
-    left = np.concatenate(left)
-    if left.size:
-        x, values, divisor = _rows(left, x, values, divisor, valid)
-        chosen[left] = (_exactly(x, values, divisor, np.concatenate(choices, axis=1)) if dtype == np.float64
-                        else select(x.astype(np.float64), values, divisor))
+        some = _rows(part, x, values, divisor, valid)
+        chosen[part], near, open_ = _sums(*some, room[:, : part.stop - start])
+        if open_.size:
+            left.append(open_ + start)
+            choices.append(near[:, open_])
+    if left:
+        left, possible = np.concatenate(left), np.concatenate(choices, axis=1)
+        chosen[left] = _among(*_rows(left, x, values, divisor, valid), possible, dtype)
     return chosen
+
+
+def _among(x, values, d, possible, dtype):
+    """The choice for the units that sums in a dtype leave open, between the tables that are possible."""
+    first = possible.argmax(axis=0).astype(np.uint8)
+    least = values[0].copy()
+    for table, v in enumerate(values[1:], 1):
+        np.copyto(least, v, where=(first == table)[:, None])
+    differ = ~np.isfinite(x).all(axis=1)
+    for some, v in zip(possible, values):
+        differ |= some & (v != least).any(axis=1)
+    rows = np.flatnonzero(differ)                               # the others are ties: the same values
+    if rows.size:
+        rest = _rows(rows, x, values, d, None)
+        first[rows] = (_exactly(*rest, possible[:, rows]) if dtype == np.float64
+                       else select(rest[0].astype(np.float64), *rest[1:]))
+    return first
 
 
 def _rows(part, x, values, d, valid):
@@ -282,34 +298,48 @@ def _rows(part, x, values, d, valid):
 
 @np.errstate(all="ignore")
 def _sums(x, values, d, room):
-    """(the first table that may be the choice, whether each may be), by sums in the dtype of `room`.
+    """(the choice, the tables near the least sum, units where these are several), in the dtype of `room`.
 
     With w = v d the sum is F = sum w (w - 2 x) = sum (w - x)^2 - X, X = sum x^2. Rounded, in any order, it is
-    off by at most (n + 8) u times sum (w - x)^2 + x^2 = F + 2 X, since |w| |w - 2 x| = |(w - x)^2 - x^2|, and
-    by what products too small for the dtype lose.
+    off by at most e = (n + 8) u times sum (w - x)^2 + x^2 = F + 2 X, since |w| |w - 2 x| = |(w - x)^2 - x^2|,
+    and by what products too small for the dtype lose. So the least true sum is one of those at most
+    e (4 X + 2 F) above the least F.
     """
     dtype, size = room.dtype, x.shape[1]
     info, ones = np.finfo(dtype), np.ones(size, dtype)
     twice, w, terms = room
     np.multiply(x, dtype.type(2), out=twice, dtype=dtype)
-    power = np.multiply(twice, twice, out=terms) @ ones                             # 4 X
-    unit, least = (size + 16) * info.eps / 2, size * info.smallest_normal
-    slack = power * (unit / 2) + least
+    unit, least = (size + 16) * info.eps / 2, 4 * size * info.smallest_normal
+    slack = _row_sums(np.multiply(twice, twice, out=terms), ones) * unit + least
     if d is not None:
         edge = 2.0 ** (info.minexp // 4)
         slack[~((abs(d) > edge) & (abs(d) < 1 / edge))] = np.inf    # the dtype might not hold the divisor
         d = d.astype(dtype)[:, None]
-    low, high = np.empty((2, len(values), len(x)), dtype)
-    for v, below, above in zip(values, low, high):
+    sums = np.empty((len(values), len(x)), dtype)
+    for v, room_for in zip(values, sums):
         w = v if d is None else np.multiply(v, d, out=room[1], dtype=dtype, casting="unsafe")
         np.subtract(w, twice, out=terms, dtype=dtype, casting="unsafe")
         np.multiply(terms, w, out=terms, casting="unsafe")
-        sums = terms @ ones
-        wide = sums * unit + slack
-        np.subtract(sums, wide, out=below)
-        np.add(sums, wide, out=above)
-    possible = ~(low > high.min(axis=0))                                            # all of them beside a NaN
-    return possible.argmax(axis=0), possible
+        room_for[:] = _row_sums(terms, ones)
+    lowest = sums.min(axis=0)
+    limit = lowest + (slack + np.maximum(lowest, 0) * (2 * unit))
+    near = sums <= limit
+    count, chosen = near.view(np.uint8).sum(axis=0, dtype=np.uint8), near[1].view(np.uint8).copy()
+    for table in range(2, len(values)):
+        chosen += near[table] * np.uint8(table)
+    open_ = np.flatnonzero(count != 1)
+    near[:, count == 0] = True                                  # a NaN or infinity, or 256 tables near
+    return chosen, near, open_
+
+
+def _row_sums(terms, ones):
+    """The sum of every row."""
+    if ones.size > 4:
+        return terms @ ones
+    total = terms[:, 0].copy()
+    for column in range(1, ones.size):
+        total += terms[:, column]
+    return total
 
 
 def _product(v, d):
