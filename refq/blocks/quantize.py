@@ -199,9 +199,11 @@ def _finisher(q: Quantized, tiles: Tiles, divisor, dtype):
 
     def quotient(elements, factors, rows, out):
         exact = elements * factors
-        broken = ~np.isfinite(exact)
-        found = long_division(np.where(broken, 0, exact), divisor, np.empty_like(exact))
-        out[...] = np.where(broken, exact, exact / divisor if dtype == np.float64 else found)
+        found = exact / divisor
+        if dtype != np.float64 and 0 < divisor < np.inf:        # else it is rounded, or special, already
+            sound = np.isfinite(exact)
+            found[sound] = long_division(exact[sound], divisor, np.empty(int(sound.sum())))
+        out[...] = found
 
     def from_integer_zero(elements, factors, rows, out):
         np.multiply(elements - zeros[rows], factors, out=out, casting="same_kind")

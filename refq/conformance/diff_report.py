@@ -39,8 +39,8 @@ def text(found: Difference) -> str:
             f" (the tensor's largest magnitude is {TOP:g})" if found.dtype.outer else "")
         parts.append(head + "\n" + columns(
             [("what differs", "tile", "float32 words", a, b),
-             *((witness.kind, _values(witness), " ".join(map(_word, witness.values)), _side(witness.a),
-                _side(witness.b)) for witness in found.witnesses)]))
+             *((witness.kind, values(witness), " ".join(map(_word, witness.values)), side(witness.a),
+                side(witness.b)) for witness in found.witnesses)]))
     parts.append(f"on {found.data}\n" + columns([("", "differ", "of", "share"), *_shares(found)]))
     parts.append(_cost(found))
     return "\n\n".join(parts)
@@ -62,11 +62,13 @@ def _cost(found: Difference) -> str:
 
 
 
-def _values(witness: Witness) -> str:
+def values(witness: Witness) -> str:
+    """A witness's values in decimals."""
     return " ".join(_short(value) for value in witness.values)
 
 
-def _side(made: dict) -> str:
+def side(made: dict) -> str:
+    """What a recipe makes of a tile: tensor scale / scale / codes = values."""
     if "refused" in made:
         return "refused"
     outer = f"{made['tensor_scale']:.9g} / " if "tensor_scale" in made else ""

@@ -284,6 +284,7 @@ def boundary_tiles(block: Block) -> Iterator[np.ndarray]:
     yield np.stack(np.meshgrid(special, special), axis=-1).reshape(-1, 2)
     tops = np.concatenate(list(_tops(block)))
     yield np.stack([tops, np.zeros_like(tops)], axis=1)
+    yield np.stack([-tops, np.zeros_like(tops)], axis=1)
     top = np.float32(float(block.elements.max))
     if block.outer:
         top = np.float32(TOP / 4)
