@@ -1,6 +1,7 @@
 """Every data type in every export style: what the file gives back, run by two independent runtimes."""
 
 import re
+from dataclasses import replace
 
 import numpy as np
 import onnx
@@ -13,6 +14,7 @@ from onnx_models import (LAYERS, every_layer, feeds, matmul_model, matrix, model
 import refq.models.export as export
 from refq.blocks.packing import unpack_codes
 from refq.blocks.quantize import quantize
+from refq.blocks.recipes import RECIPES
 from refq.blocks.rows import DATA_TYPES, data_type
 from refq.errors import InputError
 from refq.formats.names import number_format
@@ -23,7 +25,13 @@ BY_RULE = ("int2_float32_t32", "int3_bfloat16_t32", "int4_float32_channel", "int
            "int16_float32_tensor", "int8_float16_t32", "uint8_float32_t32", "e4m3fn_float32_channel",
            "e5m2_float32_tensor", "e4m3fnuz_float32_t32", "e2m1_float32_channel", "e2m1_ue4m3_t16",
            "e3m4_e8m0_t32", "binary8p3se_float16_t16", "smint4_float32_channel", "smint9_float32_channel",
-           "int8_ue5m3_t32", "e3m2_e5m2_t8", "mxint8_float16_t32")
+           "int8_ue5m3_t32", "e3m2_e5m2_t8", "mxint8_float16_t32",
+           "uint4_float32_uint4_t16", "uint8_bfloat16_uint8_channel", "uint3_float16_uint3_t8",
+           "uint2_float32_uint2_t16", "uint8_float32_uint8_tensor", "uint16_float32_uint16_t32",
+           "uint4_float32_int8_t32", "uint4_float16_bfloat16_t32", "uint4_float32_uint4_t16n2m4",
+           "nf4_float32_t16n1m3", "posit8_float32_channel", "cb42f1346_e2m3fnuz_e8m0_t32",
+           "int4_e4m0scale_t16s4o1", "e2m1_e8m0_t16n2m4", "int3_e4m0scale_t8", "smint5f3_e5m0scale_t16",
+           "e2m1_float32_t0x8")
 UNSCALED = ("bfloat16", "binary16", "tf32", "binary32", "e4m3fn", "e2m1", "e3m2", "mxint8", "int4",
             "binary6p3se", "binary64")
 TYPES = (*DATA_TYPES, *BY_RULE, *UNSCALED)
@@ -32,6 +40,10 @@ TYPES = (*DATA_TYPES, *BY_RULE, *UNSCALED)
 def dequantised(name, array, dtype):
     """What a layer of LAYERS must multiply with, straight from the quantiser."""
     values, axis = matrix(name, array)
+    if isinstance(data_type(dtype).tile, tuple):
+        if values.ndim < 2:
+            return array            # skipped
+        axis = 2 * values.ndim - 3 - axis, axis
     return quantize(values, dtype, axis).dequantize(np.float64).astype(np.float32).reshape(array.shape)
 
 
@@ -105,7 +117,8 @@ def test_outputs_of_every_style_agree(dtype, layers):
 
 
 @pytest.mark.parametrize("dtype", [
-    "int8", "int4", "int4_float32_t32", "e4m3fn_float32_t32", "e5m2_float32_channel", "e4m3fn",
+    "int8", "int4", "int4_float32_t32", "uint8", "uint4", "uint8_float32_uint8_tensor",
+    "uint3_float16_uint3_t8", "e4m3fn_float32_t32", "e5m2_float32_channel", "e4m3fn",
     "int16_float32_tensor", "bfloat16", "binary16"
 ])
 def test_native_in_onnxruntime_where_it_has_the_types(dtype, layers):
@@ -140,6 +153,10 @@ NATIVE = {
     "mxfp4": ("FLOAT4E2M1", "FLOAT8E8M0", 24, 12),
     "mxint8": ("INT8", "FLOAT8E8M0", 24, 12),
     "nvfp4": ("FLOAT4E2M1", "FLOAT8E4M3FN", 23, 11),
+    "mxint4": ("INT4", "FLOAT8E8M0", 24, 12),
+    "uint8": ("UINT8", "FLOAT", 17, 8),
+    "uint4": ("UINT4", "FLOAT16", 21, 10),
+    "uint2_float32_uint2_t16": ("UINT2", "FLOAT", 25, 13),
     "int8": ("INT8", "FLOAT", 17, 8),
     "int8_float32_t32": ("INT8", "FLOAT", 21, 10),
     "int4": ("INT4", "FLOAT16", 21, 10),
@@ -157,6 +174,10 @@ PORTABLE = {
     "mxfp4": ("UINT8", "UINT8", 17, 8),
     "mxint8": ("INT8", "UINT8", 21, 10),
     "nvfp4": ("UINT8", "FLOAT8E4M3FN", 19, 9),
+    "nf4_t64": ("UINT8", "FLOAT", 17, 8),
+    "b4int3": ("UINT8", "UINT8", 17, 8),
+    "uint4": ("UINT4", "FLOAT16", 21, 10),
+    "uint2_float32_uint2_t16": ("UINT8", "FLOAT", 17, 8),
     "int8": ("INT8", "FLOAT", 17, 8),
     "int4": ("INT4", "FLOAT16", 21, 10),
     "int4_bfloat16_t16": ("INT4", "FLOAT", 21, 10),
@@ -188,6 +209,46 @@ def test_the_bytes_are_the_quantisers_bytes():
     assert dequantize.op_type == "DequantizeLinear"
     assert attributes == {"axis": 0, "block_size": 32, "output_dtype": T.FLOAT}
     assert report.rows[0].stored_bits == (150 + 12) * 8 / 300 == report.rows[0].bits
+
+
+def test_zero_points_lie_beside_the_scales():
+    array = weight(50, 6)
+    q = quantize(array, "uint4", 0)
+    for style in ("native", "portable"):
+        tensors, nodes, report = stored("uint4", array, style)
+        assert tensors["zero_point"].raw_data == q.pack().zeros.tobytes()
+        assert [list(tensors[name].dims) for name in ("scale", "zero_point")] == [[2, 6], [2, 6]]
+        dequantize = next(n for n in nodes if n.op_type == "DequantizeLinear")
+        assert [dequantize.input[0], dequantize.input[2]] == ["w_quantized", "w_zero_point"]
+        assert report.rows[0].encoding == "UINT4 under DequantizeLinear, FLOAT16 scale, UINT4 zero point"
+        assert report.rows[0].stored_bits == report.rows[0].bits
+
+
+def test_zero_points_in_a_table():
+    """Elements and zero points of two formats: each looked up, then subtracted."""
+    _, nodes, report = stored("uint4_float32_int8_t32", style="portable")
+    kinds = [n.op_type for n in nodes if n.op_type in ("Gather", "Sub", "Mul")]
+    assert kinds == ["Gather", "Gather", "Sub", "Mul"]
+    assert report.rows[0].encoding.endswith("FLOAT scale, UINT8 zero point")
+
+
+def test_sparse_weights_are_written_with_their_zeros():
+    tensors, _, report = stored("mxfp4_2of4")
+    assert list(tensors["quantized"].dims) == [50, 6]
+    assert report.rows[0].encoding.endswith("FLOAT8E8M0 scale, dropped values as zeros")
+
+
+@pytest.mark.parametrize("style", ["native", "portable"])
+def test_tensor_scales_that_divide(style, monkeypatch):
+    """A recipe that keeps the reciprocal of the tensor scale: divided by it, and rounded once."""
+    row = replace(RECIPES["exact"], name="reciprocal", tensor="divisor")
+    monkeypatch.setitem(RECIPES, "reciprocal", row)
+    array = weight(50, 6)
+    after = quantize_model(matmul_model(array), dtype="nvfp4", export=style, recipe="reciprocal").model
+    assert "Div" in [n.op_type for n in after.graph.node]
+    run = run_onnxruntime if style == "portable" else run_reference
+    got = run(with_outputs(after, [node_of(after, "y").input[1]]), feeds(after))[0]
+    assert np.array_equal(got, quantize(array, "nvfp4", 0, recipe="reciprocal").dequantize())
 
 
 def test_onnxruntime_names():
@@ -268,6 +329,14 @@ def test_scales_too_small_for_that_become_float32():
     ("e3m4_e8m0_t32", "native", "portable", "e3m4 has no native encoding in ONNX"),
     ("tf32", "native", "float", "tf32 has no native or portable encoding in ONNX"),
     ("tf32", "portable", "float", "tf32 has no portable encoding in ONNX"),
+    ("mxfp4_16x16", "native", "float", "tiles of two dimensions have no encoding in ONNX"),
+    ("mx9", "portable", "float", "subtiles have no encoding in ONNX"),
+    ("cb42f1346_e2m3fnuz_e8m0_t32", "native", "float", "choices among codebooks have no encoding in ONNX"),
+    ("uint4_float16_bfloat16_t32", "native", "float", "floating zero points have no encoding in ONNX"),
+    ("uint16_float32_int8_t32", "portable", "float",
+     "uint16 with zero points of int8 has no portable encoding in ONNX"),
+    ("nf4_t64", "native", "portable", "nf4 has no native encoding in ONNX"),
+    ("mx9", "float", "float", ""),
     ("tf32", "float", "float", ""), ("mxfp4", "native", "native", ""), ("mxfp4", "portable", "portable", ""),
 ])
 def test_styles_fall_back_with_the_reason(dtype, style, used, reason):

@@ -1,4 +1,4 @@
-"""Codes as bytes, and back: arrays and quantised arrays in layouts of layouts.py (Spec: PACK-1 to PACK-11)."""
+"""Codes as bytes, and back: arrays and quantised arrays in layouts of layouts.py (Spec: PACK-1 to 11)."""
 
 from dataclasses import dataclass, replace
 from math import prod

@@ -5,7 +5,7 @@ the way a runtime gets their values back. The element codes have one carrier and
 `Plan` is the pair for one data type in one style. A style that has no carrier falls back to the next:
 
 native    packed standard types under DequantizeLinear: the smallest file, for runtimes that know the types.
-portable  what onnxruntime's CPU kernels run: float4 and float6 are looked up in small tables.
+portable  what onnxruntime's CPU kernels run: float4, float6 and codebooks are looked up in small tables.
 float     the dequantised values in place of the weights: any runtime, no smaller than the source.
 """
 
@@ -16,9 +16,9 @@ import numpy as np
 from onnx import NodeProto, TensorProto, helper
 
 from refq.blocks.packing import pack_codes
+from refq.blocks.recipes import recipe
 from refq.errors import InputError
 from refq.formats.codec import decode, encode
-from refq.formats.names import number_format
 from refq.formats.rows import Int, Row
 from refq.models.weights import FLOATS, View
 
@@ -104,7 +104,8 @@ SCALES: tuple[Carrier, ...] = (
 class Plan:
     """How the weights of one data type are written. style: the one used, which may be a fallback, see reason.
 
-    element, scale: carriers (element None: float values; scale None: the data type has none).
+    element, scale: carriers (element None: float values; scale None: the data type has none). Zero points lie
+    in the type of the elements, and in UINT8 beside tables.
     """
 
     style: str
@@ -130,20 +131,35 @@ def plan(block, style: str) -> Plan:
     """
     if style not in STYLES:
         raise InputError(f"export style {style!r} is not known; allowed are {', '.join(STYLES)}")
-    element, scale = number_format(block.element), block.scale and number_format(block.scale)
     tries = STYLES[STYLES.index(style):-1]
-    reason = ""
+    if tries and (beyond := _beyond(block)):
+        return Plan("float", reason=f"{beyond} have no encoding in ONNX")
+    element, scale = block.element_row, block.scale and block.scale_row
+    zero, what, reason = block.zero and block.zero_row, block.element_row.name, ""
+    what += f" with zero points of {zero.name}" if zero and zero != element else ""
     for count, tried in enumerate(tries, 1):
-        carrier = _first(ELEMENTS, element, tried)
+        carrier = _first(ELEMENTS, element, tried, zero)
         if carrier is not None:
             return Plan(tried, carrier, scale and _first(SCALES, scale, tried), reason)
-        reason = f"{element.name} has no {' or '.join(tries[:count])} encoding in ONNX"
+        reason = f"{what} has no {' or '.join(tries[:count])} encoding in ONNX"
         reason += _missing(element, style)
     return Plan("float", reason=reason)
 
 
-def _first(table, row: Row, style: str) -> Carrier | None:
-    return next((c for c in table if style in c.styles and c.available and c.accepts(row)), None)
+def _beyond(block) -> str:
+    """What of a data type no ONNX operator has; "" for nothing."""
+    words = {"tiles of two dimensions": isinstance(block.tile, tuple), "subtiles": bool(block.subtiles),
+             "choices among codebooks": len(block.tables) > 1,
+             "floating zero points": block.zero and block.zero_row.is_float,
+             "zero points with fraction bits": block.zero and any(
+                 getattr(row, "frac", 0) for row in (block.element_row, block.zero_row))}
+    return next((what for what, has in words.items() if has), "")
+
+
+def _first(table, row: Row, style: str, zero: Row | None = None) -> Carrier | None:
+    """The first carrier that holds codes of a format and, beside them, zero points."""
+    return next((c for c in table if style in c.styles and c.available and c.accepts(row)
+                 and (zero is None or (zero.width <= 8 if c.read == "table" else c.accepts(zero)))), None)
 
 
 def _missing(row: Row, style: str) -> str:
@@ -207,7 +223,7 @@ def encode_weight(q, view: View, shape: tuple[int, ...], type: int, base: str, p
     if plan.element is None:
         return float_weight(q, view, shape, type, base, tables)
     grid = _Grid.of(q, view, shape, by_operator=plan.element.read == "dequantize")
-    raw = _element_bytes(grid.codes(q), number_format(q.dtype.element), plan.element)
+    raw = _element_bytes(grid.codes(q), q.dtype.element_row, plan.element)
     dims = grid.codes_shape if plan.element.lanes == 1 else [len(raw)]
     codes = out.tensor("quantized", plan.element.type, dims, raw)
     name = _READERS[plan.element.read](out, codes, q, plan, grid)
@@ -216,8 +232,8 @@ def encode_weight(q, view: View, shape: tuple[int, ...], type: int, base: str, p
     if type != TensorProto.FLOAT:
         name = out.node("Cast", [name], "Cast", to=type)
     stored = sum(len(tensor.raw_data) for tensor in out.initializers if tensor.data_type != TensorProto.INT64)
-    return Exported(name, _in_words(out, plan), stored * 8 / q.codes.size, out.initializers, out.nodes,
-                    out.exact)
+    words = _in_words(out, plan) + ("" if q.mask is None else ", dropped values as zeros")
+    return Exported(name, words, stored * 8 / q.codes.size, out.initializers, out.nodes, out.exact)
 
 
 def float_weight(q, view: View, shape: tuple[int, ...], type: int, base: str, tables: Tables) -> Exported:
@@ -345,10 +361,10 @@ class _Grid:
 
 def _by_dequantize(out: _Builder, codes: str, q, plan: Plan, grid: _Grid) -> str:
     """The element codes under DequantizeLinear. A format with fraction bits has them moved into the scale."""
-    exponent = -getattr(number_format(q.dtype.element), "frac", 0)
+    exponent = -getattr(q.dtype.element_row, "frac", 0)
     outer = _outer_scale(out, q)
     attributes = {k: v for k, v in (("axis", grid.axis), ("block_size", grid.block)) if v is not None}
-    if outer is not None and plan.style == "native" and plan.scale.read == "cast":
+    if outer is not None and plan.style == "native" and plan.scale.read == "cast" and not _divides(q):
         scale = out.tensor("scale", plan.scale.type, grid.scale_shape, _packed(q.scales, plan.scale.bits))
         scale = out.node("DequantizeLinear", [scale, outer], "scale_DequantizeLinear")
         outer, out.exact = None, False
@@ -356,8 +372,12 @@ def _by_dequantize(out: _Builder, codes: str, q, plan: Plan, grid: _Grid) -> str
         scale = _scale(out, q, plan, grid, exponent)
     if out.initializers[-1].data_type == getattr(TensorProto, "FLOAT8E8M0", None):
         attributes["output_dtype"] = TensorProto.FLOAT  # it would be E8M0, like the scale
-    name = out.node("DequantizeLinear", [codes, scale], "DequantizeLinear", **attributes)
-    return name if outer is None else out.node("Mul", [name, outer], "Mul_scale_2")
+    operands = [codes, scale]
+    if q.zeros is not None:
+        raw = _packed(q.zeros, plan.element.bits)
+        operands.append(out.tensor("zero_point", plan.element.type, grid.scale_shape, raw))
+    name = out.node("DequantizeLinear", operands, "DequantizeLinear", **attributes)
+    return name if outer is None else _by_outer(out, q, name, outer)
 
 
 def _by_cast(out: _Builder, codes: str, q, plan: Plan, grid: _Grid) -> str:
@@ -366,13 +386,17 @@ def _by_cast(out: _Builder, codes: str, q, plan: Plan, grid: _Grid) -> str:
 
 def _by_table(out: _Builder, codes: str, q, plan: Plan, grid: _Grid) -> str:
     lanes, size = plan.element.lanes, int(np.prod(grid.codes_shape))
-    name = _look_up(out, codes, number_format(q.dtype.element), "", 0, lanes)
+    name = _look_up(out, codes, q.dtype.element_row, "", 0, lanes)
     if size % lanes:  # the last byte holds fewer codes
         name = out.node("Reshape", [name, out.integers("flat", [-1])], "Reshape_flat")
         ends = [out.integers(word, [value]) for word, value in (("zero", 0), ("size", size))]
         name = out.node("Slice", [name, *ends], "Slice_codes")
     if lanes > 1:
         name = out.node("Reshape", [name, out.integers("codes", grid.codes_shape)], "Reshape_codes")
+    if q.zeros is not None:
+        zeros = out.tensor("zero_point", "UINT8", grid.scale_shape, _packed(q.zeros, 8))
+        zeros = _look_up(out, zeros, q.dtype.zero_row, "zero_point_", 0)
+        name = out.node("Sub", [name, zeros], "Sub_zero_point")
     return _times_scales(out, name, q, plan, grid)
 
 
@@ -384,7 +408,17 @@ def _times_scales(out: _Builder, name: str, q, plan: Plan, grid: _Grid) -> str:
     if q.scales is not None:
         name = out.node("Mul", [name, _scale(out, q, plan, grid, 0)], "Mul_scale")
     outer = _outer_scale(out, q)
-    return name if outer is None else out.node("Mul", [name, outer], "Mul_scale_2")
+    return name if outer is None else _by_outer(out, q, name, outer)
+
+
+def _divides(q) -> bool:
+    """Whether the tensor scale that is kept divides."""
+    return recipe(q.recipe).tensor == "divisor"
+
+
+def _by_outer(out: _Builder, q, name: str, outer: str) -> str:
+    op = "Div" if _divides(q) else "Mul"
+    return out.node(op, [name, outer], f"{op}_scale_2")
 
 
 def _outer_scale(out: _Builder, q) -> str | None:
@@ -397,7 +431,7 @@ def _scale(out: _Builder, q, plan: Plan, grid: _Grid, exponent: int) -> str:
     """The scales times 2^exponent as a float32 tensor, or as one of E8M0 that DequantizeLinear takes."""
     if q.scales is None:
         return out.tensor("scale", "FLOAT", (), _float_bytes(np.ldexp(1.0, exponent)))
-    row, carrier = number_format(q.dtype.scale), plan.scale
+    row, carrier = q.dtype.scale_row, plan.scale
     if carrier.read == "table":
         codes = out.tensor("scale", carrier.type, grid.scale_shape, _packed(q.scales, carrier.bits))
         return _look_up(out, codes, row, "scale_", exponent)
@@ -469,4 +503,6 @@ def _in_words(out: _Builder, plan: Plan) -> str:
     kind = plan.element.type if plan.element.lanes == 1 else f"{plan.element.bits}-bit codes in UINT8"
     scales = [t for t in out.initializers if t.name.startswith(f"{out.base}_scale") and t.dims]
     words = [f"{TensorProto.DataType.Name(t.data_type)} scale" for t in scales[:1]]
+    zeros = [t for t in out.initializers if t.name.startswith(f"{out.base}_zero_point")]
+    words += [f"{TensorProto.DataType.Name(t.data_type)} zero point" for t in zeros]
     return ", ".join([f"{kind} {how[plan.element.read]}", *words])

@@ -5,7 +5,6 @@ from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
-from functools import partial
 
 import numpy as np
 import onnx
@@ -25,14 +24,15 @@ METHODS = {"rtn": "direct cast: every weight rounded on its own, without looking
 
 
 def quantize_model(model_input, model_output=None, dtype="mxfp4", method="rtn", include=(), exclude=(),
-                   export="native", rounding="rne", recipe=None, progress=None) -> Report:
+                   export="native", rounding=None, recipe=None, progress=None) -> Report:
     """Quantise the weights of MatMul, Gemm and Conv nodes of an ONNX model along the axis each sums over.
 
     model_input: a path or a ModelProto (which is not changed). model_output: a path, or None: the result is
     then Report.model. dtype: a data type (refq.data_type). method: a key of METHODS. include, exclude: glob
     patterns over node names, output names and weight names; with include only what matches is quantised,
     exclude wins. export: "native" (packed standard types, the smallest file), "portable" (runs in
-    onnxruntime's CPU kernels) or "float" (dequantised values). rounding: of the elements. recipe: of the data
+    onnxruntime's CPU kernels) or "float" (dequantised values); a data type that ONNX cannot express so is
+    written in the next of these. rounding: of the elements, None for the recipe's. recipe: of the data
     type, None for its own. progress: True for a bar on the terminal, or a function of (weights done, weights
     in all, name of the last).
 
@@ -42,18 +42,18 @@ def quantize_model(model_input, model_output=None, dtype="mxfp4", method="rtn", 
     NaN or an infinity, for unknown names, for patterns that match nothing, and when the output would
     overwrite the input.
     """
-    block, chosen = _settings(dtype, method, export, rounding, recipe)
+    block, chosen, tried = _settings(dtype, method, export, rounding, recipe)
+    cast = {"rounding": tried.rounding, "recipe": recipe}
     source = files.load(model_input)
     if model_output is not None:
         files.refuse_target(model_output, source)
-    settings = {"dtype": block.name, "method": method, "export": export, "rounding": rounding,
-                "recipe": recipe or block.recipe if block.scale else ""}
+    settings = {"dtype": block.name, "method": method, "export": export, "rounding": tried.rounding,
+                "recipe": tried.recipe if block.scale else ""}
     flaw, parameters = files.problem(source.model, source.path), files.parameter_count(source.model)
     warnings: list[str] = []
 
     graph, sites, chosen = _find(source, block, chosen, _patterns(include), _patterns(exclude), warnings)
-    cast = partial(quantize, dtype=block, rounding=rounding, recipe=recipe)
-    rows, done = _cast_all(graph, sites, cast, chosen, method, _teller(progress))
+    rows, done = _cast_all(graph, sites, block, cast, chosen, method, _teller(progress))
     _insert(graph, done)
     _stamp(graph.model, settings)
     size = _deliver(graph.model, model_output, source, done, flaw, warnings)
@@ -74,13 +74,13 @@ class _Done:
 
 # -- what to do ----------------------------------------------------------------------------------------------
 
-def _settings(dtype, method, export, rounding, recipe) -> tuple[Block, Plan]:
-    """The data type and how it is written; every name is checked before a file is opened."""
+def _settings(dtype, method, export, rounding, recipe) -> tuple[Block, Plan, Quantized]:
+    """The data type, how it is written, and a value in it; every name is checked before a file is opened."""
     block = data_type(dtype)
     if method not in METHODS:
         raise InputError(f"method {method!r} is not known; this version of refq has {', '.join(METHODS)}")
-    quantize(np.ones((1, 1), np.float32), block, -1, rounding, recipe)
-    return block, plan(block, export)
+    tried = quantize(np.ones((1, 1), np.float32), block, -1, rounding, recipe)
+    return block, plan(block, export), tried
 
 
 def _patterns(value) -> tuple[str, ...]:
@@ -90,7 +90,7 @@ def _patterns(value) -> tuple[str, ...]:
 def _find(source, block, chosen: Plan, include, exclude, warnings) -> tuple[Graph, list[WeightSite], Plan]:
     """The model ready for its new weights, its weight sites, and the plan that its opset allows."""
     graph = Graph(files.inline(source, warnings), source.directory)
-    sites = _select(find_weights(graph), include, exclude)
+    sites = _select(_sites(graph, block), include, exclude)
     if not any(site.view for site in sites):
         raise InputError("the model has no weight that can be quantised" + _because(sites))
     needed = max(chosen.opset_for(block, site.view, site.stored_shape) for site in sites if site.view)
@@ -99,8 +99,17 @@ def _find(source, block, chosen: Plan, include, exclude, warnings) -> tuple[Grap
         return graph, sites, replace(FLOAT_PLAN, reason=reason)
     if model is not graph.model:
         graph = Graph(model, source.directory)
-        sites = _select(find_weights(graph), include, exclude)
+        sites = _select(_sites(graph, block), include, exclude)
     return graph, sites, chosen
+
+
+def _sites(graph: Graph, block: Block) -> list[WeightSite]:
+    """The weight sites, those left out that the data type's tiles cannot lie on."""
+    sites, reason = find_weights(graph), f"{block.name} has tiles of two dimensions, its weight has one"
+    if not isinstance(block.tile, tuple):
+        return sites
+    return [replace(site, view=None, reason=reason)
+            if site.view and site.view.axes(site.stored_shape) is None else site for site in sites]
 
 
 def _because(sites: list[WeightSite]) -> str:
@@ -161,7 +170,7 @@ def _teller(progress) -> Callable[[int, int, str], None]:
 # -- casting -------------------------------------------------------------------------------------------------
 
 
-def _cast_all(graph: Graph, sites: list[WeightSite], cast, chosen: Plan, method: str,
+def _cast_all(graph: Graph, sites: list[WeightSite], block: Block, cast: dict, chosen: Plan, method: str,
               tell) -> tuple[tuple[Row, ...], list[_Done]]:
     """Quantise every weight once. Returns a row for every site, in order, and the new weights."""
     groups: dict[tuple, list[WeightSite]] = defaultdict(list)
@@ -172,7 +181,7 @@ def _cast_all(graph: Graph, sites: list[WeightSite], cast, chosen: Plan, method:
     rows = {site.place: _skipped(site) for site in sites if not site.view}
     done = []
     for count, members in enumerate(groups.values(), 1):
-        item = _cast_one(graph, tuple(members), cast, chosen, method, tables)
+        item = _cast_one(graph, tuple(members), block, cast, chosen, method, tables)
         if item.row.quantised:
             done.append(item)
         rows.update((site.place, _row_of(site, members, item.row)) for site in members)
@@ -182,11 +191,12 @@ def _cast_all(graph: Graph, sites: list[WeightSite], cast, chosen: Plan, method:
     return tuple(rows[site.place] for site in sites), done
 
 
-def _cast_one(graph: Graph, sites: tuple[WeightSite, ...], cast, chosen: Plan, method: str,
-              tables: Tables) -> _Done:
+def _cast_one(graph: Graph, sites: tuple[WeightSite, ...], block: Block, cast: dict, chosen: Plan,
+              method: str, tables: Tables) -> _Done:
     first = sites[0]
     x = read_weight(graph, first)
-    q: Quantized = cast(x, axis=first.view.axis)
+    flat = not isinstance(block.tile, tuple)
+    q = quantize(x, block, first.view.axis if flat else first.view.axes(first.stored_shape), **cast)
     effective = restored(q, first.type)[0]
     exported, reason = _export(q, first, chosen, tables)
     row = replace(_skipped(first), dtype=q.dtype.name, status="quantised", method=method, reason=reason,

@@ -6,7 +6,9 @@ from dataclasses import asdict, dataclass, field
 import numpy as np
 import onnx
 
+from refq.blocks import quantize as quantizer
 from refq.formats.codec import decode
+from refq.formats.listed import key
 from refq.models import page
 
 SCHEMA = 1              # of to_json; raised when a key changes its meaning or goes away
@@ -188,42 +190,99 @@ def measure(x: np.ndarray, q, effective: np.ndarray) -> Measure:
     """
     signal = noise = 0.0
     saturated = flushed = 0
-    reach = _Reach.of(q.dtype.element_row)
-    for part, scale in _slabs(x, q):
+    bounds = _Bounds.of(q)
+    for part in bounds.slabs(x.shape):
         before, after = x[part].astype(np.float64), effective[part].astype(np.float64)
         signal += float(np.sum(before * before))
         noise += float(np.sum((before - after) ** 2))
-        saturated += reach.count_beyond(before, scale)
         flushed += int(np.count_nonzero((before != 0) & (after == 0)))
+        kept = before if q.mask is None else np.where(q.mask[part], before, 0)
+        saturated += bounds.count_beyond(kept, part)
     ratio = None if noise == 0 else 10 * float(np.log10(signal / noise))
     return Measure(ratio, saturated / x.size, flushed / x.size, page.histogram(x, effective))
 
 
 @dataclass(frozen=True)
-class _Reach:
-    """Where a number format saturates to nearest, ties to even: half a step beyond its extremes (OVER-1).
+class _Bounds:
+    """Where the values of every tile (or subtile) saturate to nearest: above `high` and below `low` (OVER-1).
 
-    A tie goes to the even neighbour, so that it saturates (above_ties, below_ties) where the extreme is odd.
+    low, high: float64, one for each tile; exact for elements, scales and tensor scales of at most 10 + 4 + 24
+    significant bits. size: values of a tile on each axis. An axis of one tile is broadcast.
     """
 
-    above: float
-    below: float
-    above_ties: bool
-    below_ties: bool
+    low: np.ndarray
+    high: np.ndarray
+    size: tuple[int, ...]
 
     @classmethod
-    def of(cls, row) -> "_Reach":
-        half = row.overflow_threshold - row.max
-        return cls(_float(row.max + half), _float(row.lowest - half),
-                   bool(row.layout.max_index % 2), bool(row.layout.min_index % 2))
+    def of(cls, q) -> "_Bounds":
+        reach = np.array([_reach(row) for row in q.dtype.tables])[0 if q.tables is None else q.tables]
+        low, high, low_ties, high_ties = np.moveaxis(reach, -1, 0)
+        factors, divisor, size = _factors(q)
+        zeros = 0.0 if q.zeros is None else decode(q.zeros, q.dtype.zero_row, np.float64)
+        if q.zeros is not None and not q.dtype.zero_row.is_float:       # (q - z) s
+            low_ties, high_ties = zeros % 2, (q.dtype.element_row.layout.max_index - zeros) % 2
+            low, high, zeros = low - zeros, high - zeros, 0.0
+        low, high = low * factors - zeros, high * factors - zeros       # q s - z
+        low, high = low / divisor, high / divisor
+        low = np.where(low_ties, np.nextafter(low, np.inf), low)        # x <= low is x < the next number
+        high = np.where(high_ties, np.nextafter(high, -np.inf), high)
+        return cls(low, high, size)
 
-    def count_beyond(self, values: np.ndarray, scale: np.ndarray) -> int:
-        """How many float64 values saturate in blocks of these scales. The products are exact: at most 10 + 24
-        significant bits, or 4 + 4 + 24 with two scales.
-        """
-        above = (np.greater_equal if self.above_ties else np.greater)(values, self.above * scale)
-        below = (np.less_equal if self.below_ties else np.less)(values, self.below * scale)
-        return int(np.count_nonzero((above | below) & (values != 0)))
+    def slabs(self, shape) -> Iterator[tuple[slice, ...]]:
+        """Pieces of a matrix of about SLAB values, whole tiles along the axis that has the most of them."""
+        tiles = [count if count > 1 else have for count, have in zip(self.high.shape, shape)]
+        across = max(range(len(shape)), key=lambda axis: tiles[axis], default=None)
+        if across is None:
+            yield ()
+            return
+        size = self.size[across] if self.high.shape[across] > 1 else 1
+        step = size * max(1, SLAB * tiles[across] // max(int(np.prod(shape)), 1))
+        for start in range(0, shape[across], step):
+            yield tuple(slice(start, min(start + step, have)) if axis == across else slice(0, have)
+                        for axis, have in enumerate(shape))
+
+    def count_beyond(self, values: np.ndarray, part: tuple[slice, ...]) -> int:
+        """How many values, float64, of a piece from `slabs` saturate."""
+        beyond = (values > self._beside(self.high, part)) | (values < self._beside(self.low, part))
+        return int(np.count_nonzero(beyond & (values != 0)))
+
+    def _beside(self, bounds: np.ndarray, part: tuple[slice, ...]) -> np.ndarray:
+        for axis, (cut, size) in enumerate(zip(part, self.size)):
+            if bounds.shape[axis] > 1:
+                ahead = (slice(None),) * axis
+                own = bounds[(*ahead, slice(cut.start // size, -(-cut.stop // size)))]
+                bounds = np.repeat(own, size, axis)[(*ahead, slice(cut.stop - cut.start))]
+        return bounds
+
+
+def _reach(row) -> tuple[float, float, bool, bool]:
+    """(low, high) of a number format, half a step beyond its extremes, and whether a value there saturates.
+
+    It does where the extreme is odd, since a tie goes to the even neighbour. Listed formats go on by their
+    last gap.
+    """
+    if row.is_listed:
+        values = [_float(key(value)) for value, _ in row.ascending]
+        return 1.5 * values[0] - values[1] / 2, 1.5 * values[-1] - values[-2] / 2, False, False
+    half = row.overflow_threshold - row.max
+    return (_float(row.lowest - half), _float(row.max + half),
+            bool(row.layout.min_index % 2), bool(row.layout.max_index % 2))
+
+
+def _factors(q) -> tuple[np.ndarray, float, tuple[int, ...]]:
+    """(what the elements of every tile or subtile are multiplied by, what they are divided by, values on each
+    axis that share a factor).
+    """
+    ones = (1,) * len(q.shape)
+    if q.scales is None:
+        return np.ones(ones), 1.0, ones
+    tiles = quantizer._tiles(q.shape, q.dtype, q.axis)
+    factors, divisor = quantizer._factors(q, tiles)
+    units = tiles.values // (tiles.unit[0] * tiles.unit[1])
+    lengths = dict(zip(tiles.axes, tiles.unit[-len(tiles.axes):])) if tiles.axes else {}
+    return (tiles.join_parts(factors.reshape(-1, units), tiles.unit), 1.0 if divisor is None else divisor,
+            tuple(lengths.get(axis, 1) for axis in range(len(q.shape))))
 
 
 def _float(number) -> float:
@@ -232,30 +291,6 @@ def _float(number) -> float:
         return float(number)
     except OverflowError:
         return float(np.copysign(np.inf, 1 if number > 0 else -1))
-
-
-def _slabs(x: np.ndarray, q) -> Iterator[tuple[tuple, np.ndarray]]:
-    """Pieces of a matrix of about SLAB values, each with the scales of its values, broadcastable to it."""
-    across = max((axis for axis in range(x.ndim) if axis != q.axis), key=lambda axis: x.shape[axis],
-                 default=None)
-    length = 1 if across is None else x.shape[across]
-    step = max(1, SLAB * length // x.size)
-    for start in range(0, length, step):
-        part = tuple(slice(start, start + step) if axis == across else slice(None) for axis in range(x.ndim))
-        yield part, _spread_scales(q, part, x.shape[q.axis])
-
-
-def _spread_scales(q, part: tuple, length: int) -> np.ndarray:
-    if q.scales is None:
-        return np.float64(1.0)
-    own = tuple(slice(None) if size == 1 else cut for cut, size in zip(part, q.scales.shape, strict=True))
-    scales = decode(np.ascontiguousarray(q.scales[own]), q.dtype.scale, np.float64)
-    if q.tensor_scale is not None:
-        scales = scales * np.float64(q.tensor_scale)
-    if isinstance(q.dtype.tile, int):
-        scales = np.repeat(scales, q.dtype.tile, axis=q.axis)
-        scales = scales[(slice(None),) * q.axis + (slice(0, length),)]
-    return scales
 
 
 # -- grades and words ----------------------------------------------------------------------------------------

@@ -34,6 +34,11 @@ class View:
         """The stored array as the matrix; Conv [M, C/g, k...] as [M, C/g*k...]."""
         return array.reshape(self.matrix_shape(array.shape)) if self.flat else array
 
+    def axes(self, stored: tuple[int, ...]) -> tuple[int, int] | None:
+        """(cross, along) of tiles of two dimensions, along the reduction axis; None for a single axis."""
+        last = len(self.matrix_shape(stored)) - 1
+        return (2 * last - 1 - self.axis, self.axis) if last > 0 else None
+
     def matrix_shape(self, stored: tuple[int, ...]) -> tuple[int, ...]:
         return (stored[0], int(np.prod(stored[1:]))) if self.flat else tuple(stored)
 
