@@ -1,19 +1,20 @@
-"""The oracle's recipes against the real libraries, where they are installed: torch, torchao, compressed-tensors and
-ModelOpt on the CPU. Element codes of tiles with a NaN scale are not compared: they mean nothing (REC-5)."""
+"""The oracle's recipes against the real libraries on the CPU, where they are installed: torch, torchao,
+compressed-tensors and ModelOpt. Element codes beside a NaN scale are not compared: they mean nothing (REC-5).
+"""
 
 from fractions import Fraction
 
 import numpy as np
 import pytest
 
-from spec.oracle import recipes
-from tests.test_oracle_blocks import (described, fixed_tiles, midpoint_tiles, power_tiles, random_tiles, scale_tiles,
-                                      special_tiles, decoded)
+from spec.oracle import recipes, scalar
+from tests.test_oracle_blocks import (decoded, described, fixed_tiles, midpoint_tiles, power_tiles,
+                                      random_tiles, scale_tiles, special_tiles)
 
 torch = pytest.importorskip("torch")
 
-MX = {"mxfp8_e4m3": "float8_e4m3fn", "mxfp8_e5m2": "float8_e5m2", "mxfp6_e2m3": "fp6_e2m3", "mxfp6_e3m2": "fp6_e3m2",
-      "mxfp4": "float4_e2m1fn_x2"}
+MX = {"mxfp8_e4m3": "float8_e4m3fn", "mxfp8_e5m2": "float8_e5m2", "mxfp6_e2m3": "fp6_e2m3",
+      "mxfp6_e3m2": "fp6_e3m2", "mxfp4": "float4_e2m1fn_x2"}
 
 
 def tiles(name, n):
@@ -21,14 +22,16 @@ def tiles(name, n):
     with np.errstate(all="ignore"):
         parts = [special_tiles(n, np.float32), fixed_tiles(n, np.float32), power_tiles(n, np.float32)[::3],
                  random_tiles(n, np.float32), near_powers(n), midpoint_tiles(n, np.float32, name)[:9]]
+        parts += [scale_tiles(n, np.float32, name)[::4]] if name == "nvfp4" else []
         return np.concatenate(parts)
 
 
 def near_powers(n):
-    """Largest magnitudes on both sides of powers of two and of powers times 3 and 7, where float32 logarithms round."""
-    words = [((k + 127) << 23) + step for k in (-120, -64, -7, -1, 0, 1, 2, 30, 100, 126) for step in (-44, -1, 0, 1, 40)]
+    """Largest magnitudes beside powers of two and their multiples, where float32 logarithms round."""
+    powers, steps = (-120, -64, -7, -1, 0, 1, 2, 30, 100, 126), (-44, -1, 0, 1, 40)
+    words = [((k + 127) << 23) + step for k in powers for step in steps]
     peaks = np.array(words, np.uint32).view(np.float32)
-    peaks = np.concatenate([peaks, peaks * np.float32(1.5), peaks * np.float32(1.75), peaks[:40] * np.float32(7)])
+    peaks = np.concatenate([peaks, peaks * np.float32(1.5), peaks * np.float32(1.75)])
     rows = np.linspace(-0.99, 0.9, n, dtype=np.float32) * peaks[:, None]
     rows[:, n // 3] = peaks
     return rows[np.isfinite(rows).all(-1)]
@@ -74,7 +77,8 @@ def whole_rows(x, codes, scales, width):
 
 def test_float32_logarithm():
     """torch.log2 is the correctly rounded logarithm next to every power of two (a few neighbours of each)."""
-    words = [((k + 127) << 23) + step for k in range(-125, 128) for step in (-60, -45, -44, -2, -1, 0, 1, 2, 80)]
+    steps = (-60, -45, -44, -2, -1, 0, 1, 2, 80)
+    words = [((k + 127) << 23) + step for k in range(-125, 128) for step in steps]
     x = np.array(words, np.uint32).view(np.float32)
     want = np.array([float(recipes.log2(Fraction(float(v)))) for v in x], np.float32)
     assert np.array_equal(torch.log2(tensor(x)).numpy(), want)
@@ -99,7 +103,7 @@ def test_torchao_mx(name, mode):
 
 
 def groups(x):
-    """Arrays for two-level types: all finite rows at once, then every row with a special beside a finite tile."""
+    """Arrays for two-level types: all finite rows at once, then every row beside a finite tile, and alone."""
     finite = x[np.isfinite(x).all(-1)]
     yield finite[(np.abs(finite).max(-1) < 1e30) & (np.abs(finite).max(-1) > 1e-30)]
     yield np.zeros((2, 16), np.float32)
@@ -154,7 +158,7 @@ def test_modelopt_mxfp8():
     x = tiles("mxfp8_e4m3", 32)
     q, scales = library.quantize(tensor(x))
     codes, scales = whole_rows(x, bits(q._quantized_data), bits(scales), 32)
-    codes = np.where(codes == 0xFF, 0x7F, codes)                   # the sign of a NaN varies with the vector unit
+    codes = np.where(codes == 0xFF, 0x7F, codes)               # the sign of a NaN varies with the vector unit
     agree(x, codes, scales, *oracle(x, "mxfp8_e4m3", "modelopt_mxfp8")[:2], 0xFF, "ModelOpt MXFP8")
 
 
@@ -171,8 +175,8 @@ def test_modelopt_nvfp4():
 
 def compressed(width):
     args = pytest.importorskip("compressed_tensors.quantization.quant_args")
-    return args.QuantizationArgs(num_bits=width, type="float", strategy="group", symmetric=True, group_size=32,
-                                 scale_dtype=torch.uint8, zp_dtype=torch.uint8)
+    return args.QuantizationArgs(num_bits=width, type="float", strategy="group", symmetric=True,
+                                 group_size=32, scale_dtype=torch.uint8, zp_dtype=torch.uint8)
 
 
 @pytest.mark.parametrize("name, width", [("mxfp4", 4), ("mxfp6_e2m3", 6), ("mxfp8_e4m3", 8)])
@@ -194,7 +198,6 @@ def test_compressed_tensors_mx(name, width):
 
 def codes_of_values(values, element):
     """Codes of float32 values that the element format has; a zero keeps its sign."""
-    from spec.oracle import scalar
     known = {}
     for word in np.unique(values.view(np.uint32)):
         v = scalar.decode(int(word), recipes.BINARY32)
@@ -207,8 +210,9 @@ def test_compressed_tensors_nvfp4():
     helpers = pytest.importorskip("compressed_tensors.quantization.utils.helpers")
     forward = pytest.importorskip("compressed_tensors.quantization.lifecycle.forward")
     element = described("nvfp4")[1]["e2m1"]
-    scheme = args.QuantizationArgs(num_bits=4, type="float", strategy="tensor_group", symmetric=True, group_size=16,
-                                   scale_dtype=torch.float8_e4m3fn, zp_dtype=torch.float8_e4m3fn)
+    scheme = args.QuantizationArgs(num_bits=4, type="float", strategy="tensor_group", symmetric=True,
+                                   group_size=16, scale_dtype=torch.float8_e4m3fn,
+                                   zp_dtype=torch.float8_e4m3fn)
 
     def quantize(x):
         t = tensor(x)

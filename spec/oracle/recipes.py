@@ -1,8 +1,9 @@
 """Recipes: every remaining choice of one stack, for tiles of binary32 values.
 
-Written from spec/recipes.md. A recipe is a row of words and small functions. float32 operations are done one by one
-on Values: exactly, then rounded once by f32(), subnormals kept. A stack's scale function gives the code of a tile's
-scale and the factor of its elements; one loop does the rest. Block and formats arrive as in blocks.quantise.
+Written from spec/recipes.md. A recipe is a row of words and small functions. float32 operations are done one
+by one on Values: exactly, then rounded once by f32(), subnormals kept. A stack's scale function gives the
+code of a tile's scale and the factor of its elements; one loop does the rest. Block and formats arrive as in
+blocks.quantise.
 """
 
 from decimal import Decimal, localcontext
@@ -17,6 +18,7 @@ from spec.oracle.scalar import INFINITE, NAN, NUMBER, Value, decode, encode, exa
 BINARY32 = facts({"kind": "float", "exp": 8, "man": 23, "bias": 127, "special": "ieee", "signed": True,
                   "tie": "even", "pad": 0})
 IEEE = dict(SAT, above=("inf", "nan", "max"), infinite=("inf", "nan", "max"), negative=("nan", "max"))
+SATSYM = dict(SAT, lowest="symmetric")                        # OVER-7
 NOT_A_NUMBER = Value(NAN, payload=Fraction(1, 2))
 LARGEST = Fraction(2) ** 128 - Fraction(2) ** 104              # the largest binary32 number
 
@@ -26,7 +28,7 @@ class Refused(ValueError):
 
 
 class Quantised(NamedTuple):
-    """Codes of the elements, scale codes of the tiles, tensor scale code, zero-point codes; None where absent."""
+    """Element codes, scale codes of the tiles, tensor scale code, zero-point codes; None where absent."""
 
     codes: list
     scales: list
@@ -35,7 +37,7 @@ class Quantised(NamedTuple):
 
 
 class Context(NamedTuple):
-    """What a scale function may look at: facts of element and scale, rule, and the tensor scale as a Value."""
+    """What a scale function looks at: facts of element and scale, the rule, the tensor scale as a Value."""
 
     element: object
     scale: object
@@ -78,7 +80,8 @@ def held(v, low, high):
     """A Value that is not negative, or NaN, held between two Fractions; a NaN stays."""
     if v.kind == NAN:
         return v
-    return exact(Fraction(high) if v.kind == INFINITE else min(max(v.magnitude, Fraction(low)), Fraction(high)))
+    size = high if v.kind == INFINITE else min(max(v.magnitude, low), high)
+    return exact(Fraction(size))
 
 
 def power(exponent):
@@ -90,7 +93,7 @@ def log2(x):
     whole = blocks.floor_log2(x)
     rest = x / Fraction(2) ** whole
     with localcontext() as context:
-        context.prec = 60                                      # enough: it is whole, or irrational and far from ties
+        context.prec = 60                                      # it is whole, or irrational and far from ties
         log = whole + (Decimal(rest.numerator) / Decimal(rest.denominator)).ln() / Decimal(2).ln()
     v = number(Fraction(log))
     return -v.magnitude if v.negative else v.magnitude
@@ -102,7 +105,7 @@ ONE = number(1)
 # --- largest magnitudes (REC-4) ---------------------------------------------------------------------
 
 def amax(values, skip_nan=False):
-    """The largest magnitude: a NaN wins or, with skip_nan, is passed over; then an infinity; +0 of nothing."""
+    """The largest magnitude: a NaN wins or, with skip_nan, is passed over; then an infinity; 0 of nothing."""
     if not skip_nan and any(v.kind == NAN for v in values):
         return NOT_A_NUMBER
     if any(v.kind == INFINITE for v in values):
@@ -202,10 +205,10 @@ def tensorcast(tile, a, c):
     e = max(exponent(v) for v in tile) - rules.emax(c.element)
     if c.rule == "midmax" and not c.element.integer:
         nan, infinite = (any(v.kind == kind for v in tile) for kind in (NAN, INFINITE))
-        past = e <= -128 or infinite or (a.kind == NUMBER and a.magnitude / Fraction(2) ** e > rules.midmax(c.element))
-        e += not nan and past
+        past = a.kind == NUMBER and a.magnitude / Fraction(2) ** e > rules.midmax(c.element)
+        e += not nan and (past or infinite or e <= -128)
     if e < -127:
-        raise Refused(f"the exponent {e} of a tile is below -127, and this stack stores no code for it (REC-18)")
+        raise Refused(f"the exponent {e} of a tile is below -127, and this stack has no code for it (REC-18)")
     return e + 127, power(e)
 
 
@@ -357,7 +360,7 @@ def all_zeros_negative(q, element):
 
 
 def half_up_in_float32(q, element):
-    """REC-17: the magnitude in units of the last place, plus 1/2 in float32, cut; then held at the largest value."""
+    """REC-17: the magnitude in units of the last place, plus 1/2 in float32, cut; at most Mhi."""
     unit = element.quantum
     if not element.integer and q.magnitude:
         unit += max(floor(log2(q.magnitude)) - (1 - element.bias), 0)
@@ -368,27 +371,25 @@ def half_up_in_float32(q, element):
 
 
 def triton_element(q, element):
-    """REC-21: the three float32 above 1/4 become 0 in e2m1; a NaN keeps its sign."""
-    if rules.largest(element) == 6 and q.kind != NAN:
-        lost = Fraction(1, 4) < q.magnitude <= Fraction(1, 4) + 3 * Fraction(2) ** -25 and q.kind == NUMBER
-        return encode(q._replace(magnitude=Fraction(0)) if lost else q, element, "rne", SAT)
-    if rules.largest(element) == 6:
-        return 0xF if q.negative else 7
-    return encode(q, element, "rne", SAT)
+    """REC-21: the three float32 above 1/4 become 0 in e2m1."""
+    quarter = Fraction(1, 4)
+    lost = q.kind == NUMBER and 0 < q.magnitude - quarter <= 3 * quarter / 2 ** 23
+    lost = lost and rules.largest(element) == 6
+    return encode(q._replace(magnitude=Fraction(0)) if lost else q, element, "rne", SAT)
 
 
 # --- THE table --------------------------------------------------------------------------------------
 
 MX4, MX6, MX8 = ("e2m1",), ("e2m3", "e3m2"), ("e4m3fn", "e5m2")
-ONNX = ("int4", "uint4", "int8", "uint8", "e4m3fn", "e4m3fnuz", "e5m2", "e5m2fnuz", "e2m1", "int2", "uint2", "int16",
-        "uint16")
+ONNX = ("int2", "uint2", "int4", "uint4", "int8", "uint8", "int16", "uint16",
+        "e4m3fn", "e4m3fnuz", "e5m2", "e5m2fnuz", "e2m1")
 KEPT, BELOW = nearest(), signed_by_value(nearest())
 FLOATS = ("float32", "binary32", "float16", "binary16", "bfloat16")
 
 
 def row(scale, elements, scales=("e8m0",), rule=None, quotient=exact_quotient, code=KEPT, **more):
-    base = {"scale": scale, "elements": elements, "scales": scales, "rule": rule, "quotient": quotient, "code": code,
-            "skip_nan": False, "outer": "none", "tensor": None, "subnormals": True}
+    base = {"scale": scale, "elements": elements, "scales": scales, "rule": rule, "quotient": quotient,
+            "code": code, "skip_nan": False, "outer": "none", "tensor": None, "subnormals": True}
     assert set(more) <= set(base)
     return base | more
 
@@ -415,10 +416,12 @@ RECIPES = {
                                       nan_as(BELOW, 0)),
     "cudnn_mx": row(exact_exponent, MX, rule="rceil"),
     "cudnn_nvfp4": nvfp4(cudnn_nvfp4, no_tensor, "one", exact_quotient, KEPT),
-    "microxcaling": row(microxcaling, MX + ("mxint8",), quotient=div, code=signed_by_value(half_up_in_float32)),
-    "tensorcast": row(tensorcast, MX + ("mxint8",), rule="floor"),
-    "tensorcast_midmax": row(tensorcast, MX + ("mxint8",), rule="midmax"),
-    **{"tensorcast_triton_" + name: row(tensorcast_triton, MX, rule=rule, skip_nan=True, subnormals=False, code=BELOW)
+    "microxcaling": row(microxcaling, MX + ("mxint8",), quotient=div,
+                        code=signed_by_value(half_up_in_float32)),
+    "tensorcast": row(tensorcast, MX + ("mxint8",), rule="floor", code=nearest(overflow=SATSYM)),
+    "tensorcast_midmax": row(tensorcast, MX + ("mxint8",), rule="midmax", code=nearest(overflow=SATSYM)),
+    **{"tensorcast_triton_" + name: row(tensorcast_triton, MX, rule=rule, skip_nan=True, subnormals=False,
+                                        code=BELOW)
        for name, rule in [("floor", "floor"), ("ceil", "ceil"), ("midmax", "midmax_ge"), ("option3", "even"),
                           ("topbinade", "rceil")]},
     "tosa": row(exact_exponent, MX + ("mxint8",), rule="tosa"),
@@ -428,6 +431,9 @@ RECIPES = {
     "ggml_nvfp4": row(ggml_nvfp4, MX4, ("ue4m3",), skip_nan=True, outer="one", tensor=no_tensor),
     "onnx_quantizelinear": row(onnx, ONNX, FLOATS, quotient=div),
 }
+
+
+DIVISORS = ("te_nvfp4", "compressed_tensors_nvfp4")            # the others multiply (REC-6)
 
 
 # --- quantise ---------------------------------------------------------------------------------------
@@ -441,8 +447,8 @@ def quantise(values, shape, axis, block, formats, recipe, outer=None):
     check(block, recipe)
     values = [f32(v) for v in values]
     if not recipe["subnormals"]:
-        tiny = Fraction(2) ** -126
-        values = [v._replace(magnitude=Fraction(0)) if v.kind == NUMBER and v.magnitude < tiny else v for v in values]
+        tiny = [v.kind == NUMBER and v.magnitude < Fraction(2) ** -126 for v in values]
+        values = [v._replace(magnitude=Fraction(0)) if t else v for v, t in zip(values, tiny)]
     context = Context(facts(formats[block["element"]]), facts(formats[block["scale"]]), recipe["rule"], None)
     if block["outer"]:
         if outer is None:
@@ -502,8 +508,32 @@ def check(block, recipe):
     plain = not (block.get("subtiles") or zero or block.get("sparsity"))
     outer = recipe["outer"] == "optional" or bool(block["outer"]) == (recipe["outer"] == "required")
     outer = outer or recipe["outer"] == "one"
-    if not (plain and outer and block["element"] in recipe["elements"] and block["scale"] in recipe["scales"]):
+    known = block["element"] in recipe["elements"] and block["scale"] in recipe["scales"]
+    if not (plain and outer and known):
         raise Refused(f"this recipe is not for {block['element']} with {block['scale']} (REC-1)")
+
+
+def dequantise(q, shape, axis, block, formats, recipe, dtype):
+    """REC-6, BLOCK-11: codes of dtype: element times scale, times or by g, exact and rounded once."""
+    values = [decode(c, formats[block["element"]]) for c in q.codes]
+    g = None if q.outer is None else decode(q.outer, BINARY32)
+    for indices, code in zip(tiles(shape, axis, block["tile"]), q.scales):
+        scale = decode(code, formats[block["scale"]])
+        for i in indices:
+            values[i] = blocks.product(values[i], scale)
+            if g is not None:
+                values[i] = (quotient if recipe in DIVISORS else blocks.product)(values[i], g)
+    return [encode(v, dtype, "rne", blocks.OUT) for v in values]
+
+
+def quotient(a, b):
+    """An exact quotient of a number or NaN by a number, an infinity or a NaN."""
+    if NAN in (a.kind, b.kind) or (is_zero(a) and is_zero(b)):
+        return NOT_A_NUMBER
+    negative = a.negative != b.negative
+    if is_zero(b):
+        return Value(INFINITE, negative)
+    return Value(NUMBER, negative, Fraction(0) if b.kind == INFINITE else a.magnitude / b.magnitude)
 
 
 def quantize_linear(values, scale, zero, element):

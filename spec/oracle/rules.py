@@ -1,7 +1,7 @@
 """Scale rules: the shared exponent of a tile, or its float scale, from the values of the tile.
 
-Written from spec/rules.md. An exponent rule is one threshold on the significand of the largest magnitude; formats
-arrive as dicts or as scalar.Facts.
+Written from spec/rules.md. An exponent rule is one threshold on the significand of the largest magnitude;
+formats arrive as dicts or as scalar.Facts.
 """
 
 from fractions import Fraction
