@@ -53,10 +53,16 @@ def main(argv=None) -> int:
 
 def _operands_last(words: list[str]) -> list[str]:
     """`show` takes values such as -1/3 and -inf: behind `--` argparse does not take them for options."""
-    values = [word for word in words if NEGATIVE.match(word)]
-    if words[:1] != ["show"] or "--" in words or not values:
+    if words[:1] != ["show"] or "--" in words:
         return words
-    return [*(word for word in words if word not in values), "--", *values]
+    options, operands, rest = [], [], iter(words[1:])
+    for word in rest:
+        if not word.startswith("-") or word == "-" or NEGATIVE.match(word):
+            operands.append(word)
+        else:
+            takes = "=" not in word and word not in ("-h", "--help")
+            options += [word, *([value] if takes and (value := next(rest, None)) is not None else [])]
+    return ["show", *options, "--", *operands]
 
 
 def parser() -> argparse.ArgumentParser:
@@ -78,47 +84,49 @@ def parser() -> argparse.ArgumentParser:
 
 def _build_formats(command):
     add = command.add_argument
-    add("name", nargs="*", help="formats or data types to describe in full (default: the table of all)")
+    add("name", nargs="*", help="formats, data types or GGUF types to describe in full (default: tables of all)")
     add("--json", action="store_true", help="as JSON")
 
 
 def _formats(options) -> None:
-    from refq.blocks.rows import DATA_TYPES
+    from refq.blocks import table as blocks
     if options.name:
         described = [_described(name) for name in options.name]
         text = "\n\n".join(_pairs(facts.items(), 14) for facts in described)
         print(_json(described) if options.json else text)
-        return
-    data_types = [_data_type_facts(row) for row in DATA_TYPES.values()]
-    if options.json:
-        print(_json({"formats": table.as_dicts(), "data_types": data_types}))
+    elif options.json:
+        print(_json({"formats": table.as_dicts(), **blocks.as_dicts()}))
     else:
-        print(table.text() + "\n\ndata types (an element format and what shares a scale)\n")
-        print(_columns(data_types))
+        print(f"{table.text()}\n\n{blocks.text()}")
 
 
 def _described(name: str) -> dict:
+    from refq.blocks import anatomy
+    from refq.blocks import table as blocks
+    if row := _number_format(name):
+        return dict(zip(table.HEAD, table.facts(row))) | {"also": ", ".join(row.aka)}
+    kind = anatomy.block_kind(name)
+    return blocks.data_type_facts(kind) if anatomy.is_data_type(kind) else blocks.gguf_facts(kind)
+
+
+def _number_format(name: str):
+    """The row of a number format, None for a name that is none."""
     try:
-        row = refq.number_format(name)
+        return refq.number_format(name)
     except InputError:
-        return _data_type_facts(refq.data_type(name))
-    return dict(zip(table.HEAD, table.facts(row))) | {"also": ", ".join(row.aka)}
-
-
-def _data_type_facts(row) -> dict:
-    return {"data type": row.name, "element": row.element, "scale": row.scale or "",
-            "tile": str(row.tile or ""), "rule": row.rule, "outer": row.outer or "",
-            "bits/value": show.number(row.bits_per_value), "recipe": row.recipe, "source": row.ref,
-            "also": ", ".join(row.aka)}
+        return None
 
 
 def _build_show(command):
     add = command.add_argument
-    add("format", help="a number format, e.g. e4m3fn")
-    add("code_or_value", help="a code such as 0x7e, or a value such as 464, -0, 1/3, 0x1.dp+8, inf, nan")
-    add("--round", default="rne", metavar="RULE", help=f"{', '.join(ROUNDINGS)} (default rne)")
-    add("--overflow", default="sat", metavar="RULE", help=f"{', '.join(OVERFLOWS)} (default sat)")
-    add("--source", default="binary32", help="format the value comes from (default binary32)")
+    add("format", help="a number format, e.g. e4m3fn, a data type, e.g. mxfp4, or a GGUF block type, e.g. q4_k")
+    add("code_or_value", nargs="*",
+        help="of a number format: a code such as 0x7e, or a value such as 464, -0, 1/3, 0x1.dp+8, inf, nan; of a "
+             "data type: values that become one block; none: a drawing of the bits of a block")
+    add("--round", metavar="RULE", help=f"{', '.join(ROUNDINGS)} (default rne; of a data type its recipe's)")
+    add("--overflow", metavar="RULE", help=f"of a number format: {', '.join(OVERFLOWS)} (default sat)")
+    add("--recipe", help="of a data type: the recipe (default its own)")
+    add("--source", default="binary32", help="format the values come from (default binary32)")
     add("--random-bits", type=_integer, help="the random operand of a stochastic rounding")
     add("--random-width", type=int, help="its number of bits")
 
@@ -128,17 +136,57 @@ def _integer(text: str) -> int:
 
 
 def _show(options) -> None:
-    row, text = refq.number_format(options.format), options.code_or_value
+    """One operand of a number format is a number of it; several, or those of a data type, are a block."""
+    row, texts = _number_format(options.format), options.code_or_value
+    if row and len(texts) == 1:
+        _show_number(options, row, texts[0])
+    elif texts:
+        _show_values(options, texts)
+    else:
+        _show_layout(options)
+
+
+def _show_number(options, row, text: str) -> None:
+    if options.recipe:
+        raise InputError(f"{row.name} is a number format and takes no recipe; data types do")
     if CODE.fullmatch(text):
         lines = show.show_code(row, int(text, 0))
     else:
         source = refq.number_format(options.source)
         code, notes = show.source_code(source, _value(text))
-        cast = show.show_cast(source, code, row, options.round, options.overflow,
+        cast = show.show_cast(source, code, row, options.round or "rne", options.overflow or "sat",
                               options.random_bits, options.random_width)
         result = [(f"result {label}", words) for label, words in show.show_code(row, cast.code)[1:]]
         lines = [*notes, *cast.steps, *result]
     print(_pairs(lines, 20))
+
+
+def _show_values(options, texts: list[str]) -> None:
+    from refq.blocks import anatomy, one_block
+    kind = anatomy.block_kind(options.format)
+    if codes := [text for text in texts if CODE.fullmatch(text)]:
+        raise InputError(f"{codes[0]} is a code, and a block of {kind.name} is made from values: "
+                         "464, -0, 1/3, 0x1.dp+8, inf, nan")
+    if options.overflow:
+        raise InputError(f"how {kind.name} overflows is in its recipe: --recipe NAME,overflow={options.overflow}")
+    source = refq.number_format(options.source)
+    codes, notes = zip(*(show.source_code(source, _value(text)) for text in texts))
+    for text, ((_, words),) in ((text, note) for text, note in zip(texts, notes) if note):
+        print(f"{text} is taken as {words}")
+    values = one_block.from_source(codes, source)
+    print(one_block.show_values(kind, values, options.recipe, options.round, options.random_bits,
+                                options.random_width))
+
+
+def _show_layout(options) -> None:
+    from refq.blocks import show as blocks
+    changed = [name for name in ("round", "overflow", "recipe", "random_bits", "random_width")
+               if getattr(options, name) is not None]
+    if changed:
+        raise InputError(f"--{changed[0].replace('_', '-')} is for values, and none are given")
+    text = blocks.show_block(options.format)
+    unicode = (sys.stdout.encoding or "ascii").lower().replace("-", "") in ("utf8", "utf8sig")
+    print(text if unicode else blocks.plain(text))
 
 
 def _value(text: str):
@@ -159,13 +207,27 @@ def _value(text: str):
 
 def _build_plot(command):
     add = command.add_argument
-    add("format", nargs="+", help="number formats of at most 12 bits")
-    add("-o", "--output", default="number-line.png", help="PNG or SVG file (default number-line.png)")
+    add("format", nargs="+", help="number formats of at most 12 bits: their number lines; "
+                                  "or data types and GGUF block types: the bits of a block")
+    add("-o", "--output", help="PNG or SVG file (default number-line.png or blocks.png)")
+    add("--blocks", action="store_true", help="the bits of a block also where a name is a number format's")
 
 
 def _plot(options) -> None:
+    from refq.blocks import anatomy
+    from refq.blocks.plot import block_layouts
     from refq.formats.plot import number_line
-    print(number_line(options.format, options.output))
+    lines = [] if options.blocks else [name for name in options.format if _number_format(name)]
+    if len(lines) == len(options.format):
+        print(number_line(lines, options.output or "number-line.png"))
+        return
+    kinds = {name: anatomy.block_kind(name) for name in options.format}
+    numbers = [] if options.blocks else [name for name, kind in kinds.items() if not anatomy.is_block(kind)]
+    if numbers:
+        others = [name for name in kinds if name not in numbers]
+        raise InputError(f"{numbers[0]} is a number format, drawn as a number line, and {others[0]} is drawn as the "
+                         "bits of a block: draw them apart, or with --blocks both as bits")
+    print(block_layouts(list(kinds.values()), options.output or "blocks.png"))
 
 
 # -- quantize ------------------------------------------------------------------------------------------------
@@ -327,9 +389,9 @@ def _columns(records: list[dict]) -> str:
 
 
 COMMANDS = {
-    "formats": (_build_formats, _formats, "list number formats and data types with their derived facts"),
-    "show": (_build_show, _show, "explain a code, or how a value becomes one and which rule decides"),
-    "plot": (_build_plot, _plot, "draw the values of formats as number lines (needs matplotlib)"),
+    "formats": (_build_formats, _formats, "list number formats, data types, rules, recipes, with derived facts"),
+    "show": (_build_show, _show, "explain a code, a value, a block, and which rule decides; draw a block's bits"),
+    "plot": (_build_plot, _plot, "draw number lines of formats, or the bits of blocks (needs matplotlib)"),
     "quantize": (_build_quantize, _quantize, "quantise the weights of an ONNX model"),
     "vectors": (_build_vectors, None, "list or generate golden-vector sets"),
     "check": (_build_check, _check, "judge a device against a golden-vector set"),

@@ -15,7 +15,7 @@ from refq.formats.table import limit
 
 LIMIT_BITS = 12         # more values than this and a number line is a solid bar
 LABELLED = 16           # up to so many values each is labelled
-_INK, _SOFT, _NORMAL, _SUBNORMAL = "#1b2733", "#7b8794", "#1f6feb", "#d9730d"
+INK, SOFT, _NORMAL, _SUBNORMAL = "#1b2733", "#7b8794", "#1f6feb", "#d9730d"
 
 
 def number_line(formats, path) -> Path:
@@ -24,26 +24,43 @@ def number_line(formats, path) -> Path:
     formats: names or rows of at most 12 bits. path: PNG or SVG file to write (written whole or not at all).
     Raises InputError without matplotlib, for wide formats and for other file types.
     """
-    rows, path = [number_format(name) for name in formats], Path(path)
+    rows = [number_format(name) for name in formats]
     if not rows:
         raise InputError("name at least one format to draw")
     for row in rows:
         if row.bits > LIMIT_BITS:
             raise InputError(f"{row.name} has {row.bits} bits; number lines are for at most {LIMIT_BITS}")
-    if path.suffix.lower() not in (".png", ".svg"):
-        raise InputError(f"cannot draw to {path.name!r}; allowed are files ending in .png or .svg")
-    picture = io.BytesIO()
-    _figure(rows).savefig(picture, dpi=150, format=path.suffix.lower()[1:])
-    write_whole(path, picture.getvalue())
+    path = picture_path(path)
+    write_picture(_figure(rows), path)
     return path
 
 
-def _figure(rows: list[Row]):
+def picture_path(path) -> Path:
+    """The path of a picture. Raises InputError unless it ends in .png or .svg."""
+    path = Path(path)
+    if path.suffix.lower() not in (".png", ".svg"):
+        raise InputError(f"cannot draw to {path.name!r}; allowed are files ending in .png or .svg")
+    return path
+
+
+def write_picture(figure, path: Path):
+    """A matplotlib figure as a file, whole or not at all. Raises InputError where it cannot be written."""
+    picture = io.BytesIO()
+    figure.savefig(picture, dpi=150, format=path.suffix.lower()[1:])
+    write_whole(path, picture.getvalue())
+
+
+def new_figure(size):
+    """An empty matplotlib figure of (width, height) inches. Raises InputError without matplotlib."""
     try:
         from matplotlib.figure import Figure
     except ImportError:
         raise InputError("drawing needs matplotlib: pip install 'refq[plot]'") from None
-    figure = Figure(figsize=(12, 1.5 * len(rows) + 1.4), layout="constrained")
+    return Figure(figsize=size, layout="constrained")
+
+
+def _figure(rows: list[Row]):
+    figure = new_figure((12, 1.5 * len(rows) + 1.4))
     linear, logarithmic = figure.subplots(2, 1)
     for place, row in enumerate(rows):
         values, largest = _values(row), float(max(key(row.max), -key(row.lowest)))
@@ -70,20 +87,20 @@ def _strip(axes, place: int, values, edge: float, named):
     subnormal, width = np.abs(values) < edge, 1.6 if len(values) < 80 else 0.7
     for part, colour in ((values[~subnormal], _NORMAL), (values[subnormal], _SUBNORMAL)):
         axes.vlines(part, place - 0.3, place + 0.3, color=colour, linewidth=width, alpha=0.9)
-    axes.axhline(place, color=_SOFT, linewidth=0.6, zorder=0)
+    axes.axhline(place, color=SOFT, linewidth=0.6, zorder=0)
     if len(values) <= LABELLED:
         for at, value in zip(values, named):
-            axes.text(at, place - 0.34, f"{value:g}", ha="center", va="bottom", fontsize=7, color=_SOFT)
+            axes.text(at, place - 0.34, f"{value:g}", ha="center", va="bottom", fontsize=7, color=SOFT)
 
 
 def _finish(axes, rows: list[Row], title: str):
-    axes.set_title(title, loc="left", fontsize=10, color=_INK)
-    axes.set_yticks(range(len(rows)), [_label(row) for row in rows], fontsize=9, color=_INK)
+    axes.set_title(title, loc="left", fontsize=10, color=INK)
+    axes.set_yticks(range(len(rows)), [_label(row) for row in rows], fontsize=9, color=INK)
     axes.set_ylim(len(rows) - 0.4, -0.6)
     for side in ("top", "right", "left"):
         axes.spines[side].set_visible(False)
     axes.tick_params(axis="y", length=0)
-    axes.tick_params(axis="x", labelsize=8, colors=_SOFT)
+    axes.tick_params(axis="x", labelsize=8, colors=SOFT)
 
 
 def _label(row: Row) -> str:
