@@ -8,12 +8,13 @@ import onnx
 import pytest
 from onnx import TensorProto as T
 from onnx import helper, numpy_helper
-from onnx_models import (LAYERS, every_layer, feeds, matmul_model, model, node, node_of, rng, run_onnxruntime,
-                         run_reference, tensor, value, weight, with_outputs)
+from onnx_models import (LAYERS, every_layer, feeds, matmul_model, matrix, model, node, node_of, rng,
+                         run_onnxruntime, run_reference, tensor, value, weight, with_outputs)
 
 from refq.blocks.quantize import quantize
+from refq.blocks.rows import DATA_TYPES, data_type
 from refq.errors import InputError
-from refq.models import files
+from refq.models import example, files
 from refq.models.quantize import quantize_model
 
 TWO = model([
@@ -39,6 +40,42 @@ def weight_read(proto, output, operand=1, run=run_reference):
     if name in stored:
         return numpy_helper.to_array(stored[name])
     return run(with_outputs(proto, [name]), feeds(proto))[0]
+
+
+# -- every data type -----------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize("dtype", DATA_TYPES)
+def test_every_data_type_quantises_the_example(dtype):
+    """End to end, and what ONNX cannot say is said in the report."""
+    report = quantize_model(example.load().model_path, dtype=dtype)
+    block = data_type(dtype)
+    onnx.checker.check_model(report.model, full_check=True)
+    assert all(row.quantised for row in report.rows) and report.to_json() and report.table()
+    beyond = isinstance(block.tile, tuple) or block.subtiles
+    for row in report.rows:
+        assert (row.encoding == "float32 values") == bool(beyond) and (not beyond or "in ONNX" in row.reason)
+        assert row.sqnr_db > 0 and 0 <= row.saturated < 1 and 0 <= row.flushed < 1
+
+
+def test_tiles_of_two_dimensions_lie_on_the_matrix():
+    """The reduction axis of a matrix and the axis beside it, whatever the rank; a vector has none."""
+    proto, arrays = every_layer()
+    report = quantize_model(proto, dtype="mxfp4_16x16")
+    rows = rows_by_output(report)
+    for name in ("right", "left", "batched", "leftbatched", "conv2"):
+        values, axis = matrix(name, arrays[name])
+        wanted = quantize(values, "mxfp4_16x16", (2 * values.ndim - 3 - axis, axis)).dequantize()
+        index = list(node_of(report.model, name).input)
+        got = next(numpy_helper.to_array(t) for t in report.model.graph.initializer if t.name in index)
+        assert np.array_equal(got.reshape(values.shape), wanted), name
+    assert rows["vector"].reason == "mxfp4_16x16 has tiles of two dimensions, its weight has one"
+
+
+def test_rounding_is_the_recipes_own():
+    assert quantize_model(TWO, dtype="mxfp4").rounding == "rne"
+    assert quantize_model(TWO, dtype="mxfp4", recipe="ocp,rounding=rtz").rounding == "rtz"
+    changed = quantize_model(TWO, dtype="mxfp4", recipe="ocp, rule=rceil")
+    assert (changed.recipe, changed.rounding) == ("ocp,rule=rceil", "rne")
 
 
 # -- choosing ------------------------------------------------------------------------------------------------
