@@ -150,3 +150,70 @@ def test_refusals():
                          ("ggml_mxfp4", "nvfp4"), ("onnx_quantizelinear", "mxfp4")]:
         with pytest.raises(recipes.Refused):
             quantised(recipe, name, ["1"])
+
+
+# --- what a line of one tile cannot say ----------------------------------------------------------------
+
+def array(recipe, name, texts, shape, axis, outer=None):
+    block = refq.data_type(name)
+    names = (block.element, block.scale, block.outer, block.zero)
+    formats = {n: words(n) for n in names if n}
+    q = recipes.quantise([source_value(t) for t in texts], shape, axis, asdict(block), formats, recipe, outer)
+    return q, asdict(block), formats
+
+
+def test_zero_points_of_quantizelinear():
+    """REC-23: s = 7.5/15 and 0 -> 1; q = rne(x/s) + z."""
+    texts = ["-1.5", "6", "0.25", "0.75", "0", "-0", "0", "0", "1", "inf", "0", "0"]
+    q, _, _ = array("onnx_quantizelinear", "uint4_binary32_uint8_t4", texts, (3, 4), 1)
+    assert q.scales == [0x3F000000, 0x3F800000, 0x7FC00000]
+    assert q.zeros == [3, 0, 0]
+    assert q.codes == [0, 15, 3, 5, 0, 0, 0, 0, 0, 0, 0, 0]           # 0.25/s and 0.75/s are ties: to 0 and to 2
+
+
+def test_given_scales_of_quantizelinear():
+    values = [source_value(text) for text in ("1", "-1", "0.5", "1000", "inf", "nan")]
+    codes = recipes.quantize_linear(values, recipes.number(Fraction(1, 2)), 128, scalar.facts(words("uint8")))
+    assert codes == [130, 126, 129, 255, 255, 0]
+    codes = recipes.quantize_linear(values[:1], recipes.number(0), 5, scalar.facts(words("int8")))
+    assert codes == [127]
+
+
+def test_axis_and_ragged_tiles():
+    """Tiles run along the axis, the last one shorter; scales in the order of BLOCK-1."""
+    texts = [text for k in range(34) for text in (f"{k + 1}", f"{2 * k + 2}")]
+    q, _, _ = array("torchao_floor", "mxfp4", texts, (34, 2), 0)
+    assert q.scales == [0x7F + 3, 0x7F + 4, 0x7F + 3, 0x7F + 4]        # largest 32, 64, 34, 68
+    assert q.codes[:4] == [0, 0, 0, 0] and q.codes[-4:] == [6, 6, 6, 6]
+
+
+def test_divisors_divide():
+    """REC-6: 6/1 under te_nvfp4 has g = 448 and s = 448: 6 * 448 / 448."""
+    q, block, formats = array("te_nvfp4", "nvfp4", ["6", "-0.5"], (2,), 0)
+    got = recipes.dequantise(q, (2,), 0, block, formats, "te_nvfp4", words("binary32"))
+    assert got == [0x40C00000, 0xBF000000]
+    q, block, formats = array("modelopt_nvfp4", "nvfp4", ["2688", "-224"], (2,), 0)
+    got = recipes.dequantise(q, (2,), 0, block, formats, "modelopt_nvfp4", words("binary32"))
+    assert got == [0x45280000, 0xC3600000]
+
+
+def test_given_tensor_scale():
+    """A multiplier 2, and a divisor 1/2, mean the same."""
+    for recipe, outer in [("modelopt_nvfp4", 0x40000000), ("compressed_tensors_nvfp4", 0x3F000000)]:
+        q, _, _ = array(recipe, "nvfp4", ["12", "3"], (2,), 0, outer)
+        assert (q.scales, q.codes, q.outer) == ([0x38], [7, 3], outer)
+    with pytest.raises(recipes.Refused):
+        array("cudnn_nvfp4", "nvfp4", ["12", "3"], (2,), 0, 0x40000000)
+
+
+def test_double_rounding_of_quantizelinear():
+    """x / s in float32 is a tie that the exact quotient is not: 0.1 in units of amax / 127."""
+    found = []
+    scale = recipes.div(recipes.number(1), recipes.number(127))
+    for k in range(1, 127):
+        middle = recipes.mul(recipes.number(Fraction(2 * k + 1, 2)), scale)
+        exact = middle.magnitude / scale.magnitude
+        if exact != Fraction(2 * k + 1, 2):
+            codes = recipes.quantize_linear([middle], scale, 0, scalar.facts(words("int8")))
+            found.append(codes[0] != round(exact))
+    assert any(found) and not all(found)
