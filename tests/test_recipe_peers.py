@@ -222,3 +222,16 @@ def test_compressed_tensors_nvfp4():
         values = forward.quantize(t, scale, None, scheme, global_scale=g).float().numpy()
         return codes_of_values(values, element), bits(scale.to(torch.float8_e4m3fn)), g.item()
     compare_two_level(quantize, "compressed_tensors_nvfp4")
+
+
+# --- gguf -------------------------------------------------------------------------------------------
+
+def test_gguf_mxfp4():
+    """Finite tiles: the Python package makes a NaN of others (GGUF-20)."""
+    quants = pytest.importorskip("gguf").quants
+    x = tiles("mxfp4", 32)
+    x = x[np.isfinite(x).all(-1)]
+    with np.errstate(all="ignore"):
+        block = quants.quantize(x, quants.GGMLQuantizationType.MXFP4)
+    codes = np.concatenate([block[:, 1:] & 15, block[:, 1:] >> 4], -1)
+    agree(x, codes, block[:, :1], *oracle(x, "mxfp4", "ggml_mxfp4")[:2], None, "gguf MXFP4")
