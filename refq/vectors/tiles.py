@@ -2,15 +2,19 @@
 
 A case is one tile. For two-level types the tensor's own scale is an operand in front of the tile (model
 `block`), or the case is a tensor of two tiles and that scale is a result (model `tensor`). Spec: VEC-4,
-VEC-12, VEC-13.
+VEC-12, VEC-13. Sets have columns for scales and element codes: data types with more parts have none.
 """
 
 from collections.abc import Iterator
 
 import numpy as np
 
+from refq.blocks.codebooks import codebook
 from refq.blocks.quantize import quantize
-from refq.blocks.rows import DATA_TYPES, data_type
+from refq.blocks.recipes import recipe_of
+from refq.blocks.rows import data_type
+from refq.blocks.rules import RULES
+from refq.blocks.scales import exponents
 from refq.errors import InputError
 from refq.formats import codec
 from refq.formats.names import number_format
@@ -20,6 +24,9 @@ from refq.vectors.vec import SHORT, Field, code_dtype, format_of, short_name
 
 WHOLE = 32          # tile length of generated sets for types whose tile is a whole channel or tensor
 ONE = (1, 0)
+# Data types whose sets lie under vectors/: what OCP MX, NVIDIA and ONNX name. Those of any other type are
+# generated from their names.
+COMMITTED = ("mxfp8_e4m3", "mxfp8_e5m2", "mxfp6_e2m3", "mxfp6_e3m2", "mxfp4", "mxint8", "nvfp4", "int4")
 # tensor scales: 1, about 1/3, small, tiny
 OUTER = ((1, 0), (0x555555, -24), (0x5b0a1d, -43), (0x7ffff1, -91))
 
@@ -39,14 +46,30 @@ def check(name) -> None:
         raise InputError(f"{name}: quantize takes {', '.join(SHORT.values())} and a deterministic rounding")
     if name.model == "tensor" and dtype.outer is None:
         raise InputError(f"{name}: the model tensor is for two-level types; use the model block")
+    if name.model == "tensor" and not isinstance(dtype.tile, int):
+        raise InputError(f"{name}: the model tensor is for tiles of a number of values, not {dtype.tile!r}")
+    _check_parts(dtype)
+
+
+def _check_parts(dtype) -> None:
+    """Refuse data types that scales and element codes do not say all about. Raises InputError."""
+    parts = {"tiles of two dimensions": isinstance(dtype.tile, tuple), "subtiles": dtype.subtiles,
+             "a zero point": dtype.zero, "codebooks": codebook(dtype.element) is not None,
+             "sparsity": dtype.sparsity}
+    if found := [part for part, has in parts.items() if has]:
+        raise InputError(f"{dtype.name} has {found[0]}, for which vector sets have no columns")
+    if dtype.rule == "absmean" or (RULES[dtype.rule].kind == "float" and dtype.scale_row.is_listed):
+        raise InputError(f"{dtype.name}: vector sets do not know where its scale {dtype.scale} by rule "
+                         f"{dtype.rule} changes")
+    if dtype.tile == 1:
+        raise InputError(f"{dtype.name}: vector sets are for tiles of 2 values or more")
 
 
 def fields(name, operands) -> tuple[tuple[Field, ...], tuple[Field, ...]]:
     """(input columns, output columns) of a set; the tile length is that of the operands."""
     dtype = data_type(name.dst)
     length = operands[-1].shape[1]
-    scale = short_name(number_format(dtype.scale))
-    element = short_name(number_format(dtype.element))
+    scale, element = short_name(dtype.scale_row), short_name(dtype.element_row)
     tile, codes = Field(name.src, length), Field(element, length)
     if name.model == "tensor":
         return (tile,), (Field("f32"), Field(scale, length // dtype.tile), codes)
@@ -87,16 +110,16 @@ def _stack(parts, outer: bool) -> tuple[np.ndarray, ...]:
 def clause(name) -> str:
     """The clauses behind a block set: the scale rule's, then the elements'."""
     dtype = data_type(name.dst)
-    return ("BLOCK-10" if dtype.outer else "BLOCK-3" if dtype.rule == "floor" else "BLOCK-9") + ",BLOCK-4"
+    exponent = RULES[dtype.rule].kind == "exponent"
+    return ("BLOCK-10" if dtype.outer else "BLOCK-3" if exponent else "BLOCK-9") + ",BLOCK-4"
 
 
 def committed() -> Iterator[str]:
-    """Names of the block sets under vectors/: every named data type with tiles of its own."""
-    for dtype in DATA_TYPES.values():
-        if isinstance(dtype.tile, int):
-            yield f"quantize/f32-{dtype.name}/rne-{dtype.recipe}/block"
-            if dtype.outer:
-                yield f"quantize/f32-{dtype.name}/rne-{dtype.recipe}/tensor"
+    """Names of the block sets under vectors/."""
+    for dtype in map(data_type, COMMITTED):
+        yield f"quantize/f32-{dtype.name}/rne-{dtype.recipe}/block"
+        if dtype.outer:
+            yield f"quantize/f32-{dtype.name}/rne-{dtype.recipe}/tensor"
 
 
 def of_weights(array, dtype, axis: int, recipe: str | None, limit: int | None):
@@ -106,8 +129,9 @@ def of_weights(array, dtype, axis: int, recipe: str | None, limit: int | None):
         raise InputError("an array without elements gives no cases")
     words = np.ascontiguousarray(array).view(f"u{array.itemsize}").reshape(array.shape)
     if dtype.scale is None:
-        target = short_name(number_format(dtype.element))
+        target = short_name(dtype.element_row)
         return "encode", target, "sat", (_thin(np.unique(words)[:, None], limit)[:, 0],)
+    _check_parts(dtype)
     tiles = _thin(np.unique(_cut(words, dtype.tile, axis), axis=0), limit)
     policy = recipe or dtype.recipe
     if dtype.outer is None:
@@ -165,13 +189,19 @@ def _cases(name) -> dict[tuple[int, ...], str]:
     cases = {}
     for outer in OUTER if dtype.outer else (ONE,):
         prefix = (_word("binary32", outer),) if dtype.outer else ()
-        tiles = [*_scale_decisions(source, dtype, length, outer),
+        tiles = [*_scale_decisions(source, dtype, length, outer, _rule(name)),
                  *_element_decisions(source, dtype, length, outer)]
         if outer == ONE:
             tiles += _adversarial(source, length)
         for tile, note in tiles:
             cases.setdefault((*prefix, *tile), note)
     return cases
+
+
+def _rule(name):
+    """The scale rule of a set: the recipe's, or the data type's own."""
+    dtype = data_type(name.dst)
+    return RULES[recipe_of(dtype, name.policy).rule or dtype.rule]
 
 
 def _adversarial(source, length: int) -> Iterator[tuple[tuple[int, ...], str]]:
@@ -208,12 +238,16 @@ def _adversarial(source, length: int) -> Iterator[tuple[tuple[int, ...], str]]:
     yield ladder, "from zero to the largest finite"
 
 
-def _scale_decisions(source, dtype, length: int, outer: Magnitude) -> Iterator[tuple[tuple[int, ...], str]]:
+def _scale_decisions(source, dtype, length: int, outer: Magnitude,
+                     rule) -> Iterator[tuple[tuple[int, ...], str]]:
     """The largest magnitude at and next to every sampled point where the scale changes."""
-    thresholds = [(1, k) for k in _exponents(source, dtype)] + [(1, k + 1) for k in _exponents(source, dtype)]
-    if dtype.rule == "amax":
-        top = _largest(dtype.element)
-        layout = number_format(dtype.scale).layout
+    if rule.kind == "exponent":
+        sampled = _exponents(source, dtype)
+        thresholds = [(1, k) for k in sampled] + [(1, k + 1) for k in sampled]
+        if past := rule.past(dtype.elements):
+            thresholds += [_times(_dyadic(past[0]), (1, k)) for k in sampled]
+    else:
+        layout, top = dtype.scale_row.layout, _dyadic(dtype.elements.max)
         thresholds = [_times(midpoint(layout, index), top, outer) for index in _scale_indices(dtype)]
     for number, point in enumerate(thresholds):
         for amax in neighbours(source, point):
@@ -225,13 +259,13 @@ def _scale_decisions(source, dtype, length: int, outer: Magnitude) -> Iterator[t
 
 def _element_decisions(source, dtype, length: int, outer: Magnitude) -> Iterator[tuple[tuple[int, ...], str]]:
     """For sampled scales, elements at and next to the values, midpoints and end of the element format."""
-    element, sign = number_format(dtype.element), 1 << (source.width - 1)
+    element, sign = dtype.element_row, 1 << (source.width - 1)
     for number, scale in enumerate(_scales(source, dtype)):
         step = _times(scale, outer)
-        amax = min(floor_index(source, _times(_largest(dtype.element), step))[0], source.layout.max_index)
+        amax = min(floor_index(source, _times(_dyadic(dtype.elements.max), step))[0], source.layout.max_index)
         limit = amax
         if dtype.rule == "floor":       # the largest element may lie above the element format's largest value
-            limit = min(floor_index(source, _times((1, element.emax + 1), step))[0] - 1,
+            limit = min(floor_index(source, _times((1, dtype.elements.emax + 1), step))[0] - 1,
                         source.layout.max_index)
         items = sorted({place for point in points(element)
                         for place in neighbours(source, _times(point, step))
@@ -266,27 +300,27 @@ def _pairs(source, dtype, length: int) -> Iterator[tuple[tuple[int, ...], str]]:
 
 
 def _scales(source, dtype) -> Iterator[Magnitude]:
-    if dtype.rule == "floor":
-        emax = number_format(dtype.element).emax
-        yield from ((1, max(k - emax, -127)) for k in _exponents(source, dtype))
+    if RULES[dtype.rule].kind == "exponent":
+        emax, (lowest, highest, _) = dtype.elements.emax, exponents(dtype.scale)
+        yield from ((1, min(max(k - emax, lowest), highest)) for k in _exponents(source, dtype))
     else:
-        layout = number_format(dtype.scale).layout
+        layout = dtype.scale_row.layout
         yield from (layout.magnitude(index) for index in _scale_indices(dtype))
 
 
 def _exponents(source, dtype) -> list[int]:
     """Exponents of the largest magnitude to sample: both ends of source and scale, and around 1."""
-    emax = number_format(dtype.element).emax
+    emax, (lowest, highest, _) = dtype.elements.emax, exponents(dtype.scale)
     low, high = source.layout.qmin, source.emax
-    wanted = {low, low + 1, source.emin - 1, source.emin, emax - 128, emax - 127, emax - 126, emax - 125,
+    wanted = {low, low + 1, source.emin - 1, source.emin, *range(emax + lowest - 1, emax + lowest + 3),
               -14, emax - 1,
-              emax, emax + 1, emax + 7, high - 1, high}
+              emax, emax + 1, emax + 7, *range(emax + highest - 1, emax + highest + 2), high - 1, high}
     return sorted(k for k in wanted if low <= k <= high)
 
 
 def _scale_indices(dtype) -> list[int]:
     """Indices of scale codes to sample: zero, the subnormal and normal ends, around 1, and the largest."""
-    layout, one = number_format(dtype.scale).layout, number_format(dtype.scale).code_of_one
+    layout, one = dtype.scale_row.layout, dtype.scale_row.code_of_one
     edge = 1 << layout.man
     wanted = {0, 1, 2, 3, edge - 1, edge, edge + 1, one - 1, one, one + 1, one + edge // 2 + 1,
               one + 3 * edge + 5,
@@ -294,9 +328,9 @@ def _scale_indices(dtype) -> list[int]:
     return sorted(index for index in wanted if 0 <= index <= layout.max_index)
 
 
-def _largest(element: str) -> Magnitude:
-    layout = number_format(element).layout
-    return layout.magnitude(layout.max_index)
+def _dyadic(value) -> Magnitude:
+    """A Fraction over a power of two."""
+    return value.numerator, 1 - value.denominator.bit_length()
 
 
 def _times(*factors: Magnitude) -> Magnitude:
