@@ -221,13 +221,13 @@ def _plot(options) -> None:
     if len(lines) == len(options.format):
         print(number_line(lines, options.output or "number-line.png"))
         return
-    kinds = {name: anatomy.block_kind(name) for name in options.format}
-    numbers = [] if options.blocks else [name for name, kind in kinds.items() if not anatomy.is_block(kind)]
+    kinds = [(name, anatomy.block_kind(name)) for name in options.format]
+    numbers = [] if options.blocks else [name for name, kind in kinds if not anatomy.is_block(kind)]
     if numbers:
-        others = [name for name in kinds if name not in numbers]
+        others = [name for name, _ in kinds if name not in numbers]
         raise InputError(f"{numbers[0]} is a number format, drawn as a number line, and {others[0]} is drawn as the "
                          "bits of a block: draw them apart, or with --blocks both as bits")
-    print(block_layouts(list(kinds.values()), options.output or "blocks.png"))
+    print(block_layouts([kind for _, kind in kinds], options.output or "blocks.png"))
 
 
 # -- quantize ------------------------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""Regenerate golden vectors, their manifest, formats.json and the README's format table.
+"""Regenerate golden vectors, their manifest, formats.json and the README's tables.
 
     python tools/regen.py            write what differs, remove what no longer belongs
     python tools/regen.py --check    write nothing; list what differs and exit 1 if anything does
@@ -18,7 +18,7 @@ sys.path.insert(0, str(ROOT))
 from refq.vectors import manifest, sets  # noqa: E402  (the repository's own refq, installed or not)
 
 VECTORS = ROOT / "vectors"
-TABLE = re.compile("(<!-- formats:begin -->\n).*?(<!-- formats:end -->)", re.DOTALL)
+TABLE = "(<!-- {0}:begin -->\n).*?(<!-- {0}:end -->)"
 
 
 def generated() -> Iterator[tuple[Path, str]]:
@@ -34,15 +34,18 @@ def generated() -> Iterator[tuple[Path, str]]:
 
 
 def _readme() -> Iterator[tuple[Path, str]]:
-    """The README with its format table filled in between the markers."""
+    """The README with its tables filled in between their markers."""
     path = ROOT / "README.md"
     try:
-        from refq.formats.table import markdown
+        from refq.blocks import table as blocks
+        from refq.formats import table as formats
         text = path.read_text(encoding="utf-8")
     except (ImportError, FileNotFoundError):
         return
-    if TABLE.search(text):
-        yield path, TABLE.sub(lambda match: f"{match[1]}{markdown().strip()}\n{match[2]}", text)
+    for name, table in (("formats", formats), ("data-types", blocks)):
+        filled = table.markdown().strip()
+        text = re.sub(TABLE.format(name), lambda match: f"{match[1]}{filled}\n{match[2]}", text, flags=re.DOTALL)
+    yield path, text
 
 
 def main(argv=None) -> int:

@@ -16,7 +16,7 @@ from refq.formats.rows import Row
 
 FIELDS = {
     "S": "sign", "E": "exponent", "M": "significand", "L": "logarithm", "V": "fields of variable length",
-    "C": "code: place in a list of levels", "D": "digits in base 3", "F": "factor of a scale",
+    "C": "code, a place among levels", "D": "digits in base 3", "F": "factor of a scale",
     "N": "factor of a minimum", "O": "exponent offset", "T": "choice of a table", "K": "kept or not",
     "0": "counts for nothing",
 }

@@ -10,13 +10,17 @@ from refq.formats.plot import INK, SOFT, new_figure, picture_path, write_picture
 from refq.formats.show import number
 
 LIMIT_ROWS = 24
-GAP, LEFT_OUT = 2.5, 3.0            # between parts, and for cells left out, in bits
+BIT, ROW, MARGIN, LEAST = 0.16, 1.25, 2.4, 6.5  # inches: a bit, a row, the names at the left, least width
+LETTER = 0.4                            # bits that a letter of the words takes
+GAP, LEFT_OUT = 2.5, 3.0                # between parts, and for cells left out, in bits
 COLOURS = {
-    "S": "#d1495b", "E": "#1f6feb", "M": "#f2b134", "L": "#f2b134", "V": "#8a6fc9", "C": "#3fa796",
-    "D": "#3fa796", "F": "#6d8fd6", "N": "#c98a6f", "O": "#9b5de5", "T": "#2a7f62", "K": "#7b8794",
+    "S": "#d1495b", "E": "#1f6feb", "M": "#f2b134", "L": "#f2b134", "V": "#8a6fc9", "C": "#c06c9b",
+    "D": "#b5533c", "F": "#4f9d69", "N": "#c98a6f", "O": "#8f4fd1", "T": "#5c4b8a", "K": "#7b8794",
     "0": "#dfe4ea",
 }
-_SCALES = ("scale", "tensor scale", "zero point", "scale d", "minimum m", "sum s")
+SCALE_COLOURS = COLOURS | {"S": "#7d3c46", "E": "#0f766e", "M": "#8fd3c1"}
+SCALES = ("scale", "tensor scale", "zero point", "scale d", "minimum m", "sum s")
+_DARK_LETTERS = ("#f2b134", "#dfe4ea", "#8fd3c1")       # colours on which dark letters read better
 
 
 def block_layouts(names, path) -> Path:
@@ -35,19 +39,19 @@ def block_layouts(names, path) -> Path:
 def _figure(kinds):
     rows = [_placed(parts_of(kind)) for kind in kinds]
     width = max(end for row in rows for _, _, end in row)
-    figure = new_figure((min(22, max(9, 3.2 + 0.16 * width)), 1.15 * len(kinds) + 0.9))
+    figure = new_figure((max(LEAST, MARGIN + BIT * width), ROW * len(kinds) + 0.7))
     axes = figure.subplots()
     for place, (kind, row) in enumerate(zip(kinds, rows)):
-        for part, start, end in row:
-            _draw_part(axes, part, start, end, place)
+        for part, start, _ in row:
+            _draw_part(axes, part, start, place)
     axes.set_yticks(range(len(kinds)), [_label(kind) for kind in kinds], fontsize=9, color=INK)
-    axes.set_xlim(-0.5, width + 0.5)
-    axes.set_ylim(len(kinds) - 0.45, -0.62)
+    axes.set_xlim(-0.5, max(width, (LEAST - MARGIN) / BIT) + 0.5)
+    axes.set_ylim(len(kinds) - 0.5, -0.68)
     axes.set_xticks([])
     axes.tick_params(axis="y", length=0)
     for side in axes.spines.values():
         side.set_visible(False)
-    _legend(axes, [part for row in rows for part, _, _ in row])
+    _legend(axes, [part for row in rows for part, _, _ in row], figure.get_figwidth())
     return figure
 
 
@@ -55,8 +59,8 @@ def _placed(parts) -> list[tuple[Part, float, float]]:
     """Each part with where it begins and ends, in bits."""
     found, at = [], 0.0
     for part in parts:
-        end = at + sum(LEFT_OUT if label is None else part.bits for label in _cells(part))
-        end = max(end, at + 0.62 * max(map(len, _words(part))))      # room for its words
+        cells = sum(LEFT_OUT if label is None else part.bits for label in _cells(part))
+        end = at + max(cells, LETTER * max(map(len, _words(part).splitlines())))
         found.append((part, at, end))
         at = end + GAP
     return found
@@ -67,46 +71,53 @@ def _cells(part: Part) -> list[str | None]:
     return part.shown(7 if few else 3 if part.bits <= 8 else 1)
 
 
-def _words(part: Part) -> tuple[str, str]:
-    return f"{part.name} {part.format}".strip(), sizes(part)
+def _words(part: Part) -> str:
+    return f"{part.name} {part.format}".strip().replace("; ", ";\n") + f"\n{sizes(part)}"
 
 
-def _draw_part(axes, part: Part, start: float, end: float, place: int):
-    """The cells of a part, its name above and its size below."""
-    title, size = _words(part)
-    axes.text(start, place - 0.36, title, ha="left", va="bottom", fontsize=7.5, color=INK)
-    axes.text(start, place + 0.27, size, ha="left", va="top", fontsize=7, color=SOFT)
+def _colour(part: Part, letter: str) -> str:
+    return (SCALE_COLOURS if part.name in SCALES else COLOURS)[letter]
+
+
+def _draw_part(axes, part: Part, start: float, place: int):
+    """The cells of a part, its words above and the labels of the cells below."""
+    axes.text(start, place - 0.29, _words(part), ha="left", va="bottom", fontsize=7.5, color=INK)
     at = start
     for label in _cells(part):
+        size = LEFT_OUT if label is None else part.bits
         if label is None:
-            axes.text(at + LEFT_OUT / 2, place, "…", ha="center", va="center", fontsize=12, color=SOFT)
-            at += LEFT_OUT
-            continue
-        at = _draw_cell(axes, part, at, place)
+            axes.text(at + size / 2, place, "…", ha="center", va="center", fontsize=12, color=SOFT)
+        else:
+            _draw_cell(axes, part, at, place)
+            axes.text(at + size / 2, place + 0.28, label, ha="center", va="top", fontsize=6.5, color=SOFT)
+        at += size
 
 
-def _draw_cell(axes, part: Part, at: float, place: int) -> float:
-    """One cell, a square a bit, framed; gives where it ends."""
-    from matplotlib.patches import Rectangle
-    start = at
+def _draw_cell(axes, part: Part, start: float, place: int):
+    """One cell: a square a bit, a fine frame round every field and one round all."""
+    at = start
     for letter, bits in part.fields:
-        for _ in range(bits):
-            axes.add_patch(Rectangle((at, place - 0.25), 1, 0.5, facecolor=COLOURS[letter], edgecolor="white",
-                                     linewidth=0.6, gid=letter))
-            axes.text(at + 0.5, place, letter, ha="center", va="center", fontsize=6.5,
-                      color=INK if letter in "ML0" else "white")
-            at += 1
-    axes.add_patch(Rectangle((start, place - 0.25), part.bits, 0.5, fill=False, edgecolor=INK,
-                             linewidth=1.6 if part.name in _SCALES else 0.9, gid="cell"))
-    return at
+        colour = _colour(part, letter)
+        for bit in range(bits):
+            axes.barh(place, 1, 0.5, at + bit, color=colour, edgecolor="white", linewidth=0.6, gid=letter)
+            axes.text(at + bit + 0.5, place, letter, ha="center", va="center", fontsize=6.5,
+                      color=INK if colour in _DARK_LETTERS else "white")
+        axes.barh(place, bits, 0.5, at, fill=False, edgecolor=INK, linewidth=0.5, gid="field")
+        at += bits
+    axes.barh(place, part.bits, 0.5, start, fill=False, edgecolor=INK, linewidth=1.1, gid="cell")
 
 
-def _legend(axes, parts):
-    from matplotlib.patches import Patch
-    letters = dict.fromkeys(letter for part in parts for letter, _ in part.fields)
-    axes.legend(handles=[Patch(color=COLOURS[letter], label=f"{letter}  {FIELDS[letter]}") for letter in letters],
-                loc="upper left", bbox_to_anchor=(0, 0), ncols=len(letters), fontsize=8, frameon=False,
-                labelcolor=INK, handlelength=1.0, handleheight=1.0, columnspacing=1.6)
+def _legend(axes, parts, width: float):
+    """What the colours mean; those of scales and zero points last."""
+    words = {}
+    for shared in (False, True):
+        for part in (part for part in parts if (part.name in SCALES) == shared):
+            words |= {_colour(part, letter): f"{letter}  {FIELDS[letter]}{', shared' * shared}"
+                      for letter, _ in part.fields}
+    handles = [axes.barh(0, 0, 0, color=colour, label=text) for colour, text in words.items()]
+    axes.legend(handles=handles, loc="upper left", bbox_to_anchor=(0, 0), fontsize=8, frameon=False, labelcolor=INK,
+                ncols=max(1, min(len(words), int((width - MARGIN) / 2))), handlelength=1.0, handleheight=1.0,
+                columnspacing=1.6)
 
 
 def _label(kind) -> str:
