@@ -5,21 +5,21 @@ pieces. quantize.py says why float64 quotients decide every rounding.
 """
 
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 
 import numpy as np
 
 from refq.blocks import codebooks
-from refq.blocks.recipes import FINISHES, QUOTIENTS, Recipe
+from refq.blocks.recipes import Recipe
 from refq.blocks.rows import Block
 from refq.blocks.rules import RULES
 from refq.blocks.scales import Scales, sticky, sum_to_odd, to_odd
+from refq.blocks.stacks import FINISHES, QUOTIENTS
 from refq.errors import InputError
 from refq.formats import codec
 from refq.formats.definition import CHUNK
-from refq.formats.names import number_format
 from refq.formats.policies import rounding_rule
-from refq.formats.rows import Row
+from refq.formats.rows import Int, Row
 
 SHORT = 16          # rows of fewer values than this have their scale written out, value by value
 
@@ -93,7 +93,8 @@ class Casting:
                             self.random_width)
         scratch, tiniest = np.empty(min(self.rows.size, _room(self.rows)), working), _tiniest(working)
         finish = FINISHES[self.recipe.finish]
-        guarded = rule.name in ("rup", "rdn", "rto")
+        directed = row.is_listed or rule.name in ("rup", "rdn", "rto")
+        guarded = directed and self.recipe.quotient == "exact"
 
         def cast(rows, columns, room):
             part = self.rows[rows, columns]
@@ -110,7 +111,7 @@ class Casting:
     def _division(self, row: Row, divisor, stochastic: bool):
         """(quotient function, factors, dtype of the quotients)"""
         if self.recipe.quotient != "exact":
-            return QUOTIENTS[self.recipe.quotient], divisor.astype(np.float32), np.dtype(np.float32)
+            return partial(QUOTIENTS[self.recipe.quotient], row), divisor.astype(np.float32), np.dtype(np.float32)
         if RULES[self.block.rule].kind == "exponent":
             single = row.min_positive >= 2.0 ** -100 and bool(np.all(divisor >= 2.0 ** -126))
             working = self.rows.dtype if single else np.dtype(np.float64)   # float32 would drown ties
@@ -127,16 +128,24 @@ class Casting:
         zeros = codec.decode(self.scales.zeros, zero_row, np.float64)
         shifted, top = zero_row.is_float, row.layout.max_index
         reach = max(int(max(zero_row.max, -zero_row.lowest)), top).bit_length() + 1
-        target = row if shifted else number_format(f"int{min(reach, 32)}")
-        run = codec.encoder(codec.source_row(np.float64), target, self.rounding, "sat", self.rows.size)
+        target = row if shifted else Int("quotients", reach)
+        stack = None
+        if self.recipe.quotient != "exact":
+            stack, divisor, working = self._division(row, divisor, False)
+        else:
+            working = np.dtype(np.float64)
+        run = codec.encoder(codec.source_row(working), target, self.rounding, "sat", self.rows.size)
 
         def cast(rows, columns, room):
             part, zero = self.rows[rows, columns], zeros[rows, None]
-            wide = to_odd(sum_to_odd(part.astype(np.float64), np.broadcast_to(zero, part.shape)) if shifted
-                          else part.astype(np.float64))
-            y = np.ascontiguousarray(wide / divisor[rows, None])
+            if stack:
+                y = stack(part, divisor[rows, None], np.empty(part.shape, working))
+            else:
+                wide = to_odd(sum_to_odd(part.astype(np.float64), np.broadcast_to(zero, part.shape)) if shifted
+                              else part.astype(np.float64))
+                y = np.ascontiguousarray(wide / divisor[rows, None])
             codes = np.empty(part.size, codec.code_dtype(target))
-            run(y.reshape(-1).view(np.uint64), codes)
+            run(y.reshape(-1).view(f"u{working.itemsize}"), codes)
             if not shifted:
                 signed = (codes.astype(np.int64) << (64 - target.width)) >> (64 - target.width)
                 codes = np.clip(signed.reshape(part.shape) + zero.astype(np.int64), 0, top)

@@ -493,20 +493,27 @@ def _mean(x, row: Gguf, _):
 
 
 def _nearest(x, row: Gguf, _):
-    """Spec: GGUF-15. While amax < 16 d and 12 d is finite, midpoints decide exactly as the float32 errors do."""
+    """Spec: GGUF-15."""
     tiles = x.reshape(len(x) * row.scale.count, -1)
-    magnitude = np.abs(tiles)
-    amax = _over(np.maximum, magnitude)
-    words = _SCALE_RULES[row.scale.format](amax)
-    d = SCALE_TABLES[row.scale.format][words]
-    codes = np.zeros(tiles.shape, np.uint8)
-    for lower, upper in zip(_E2M1[:7], _E2M1[1:8]):
-        codes += magnitude > d[:, None] * F32((lower + upper) / 2)
-    codes |= ((tiles < 0) & (codes > 0)).view(np.uint8) << np.uint8(3)
-    if (odd := (amax >= 16 * d) & (amax > 0) | np.isinf(12 * d)).any():
-        products = d[odd, None, None] * row.codes.table
-        codes[odd] = np.abs(products - tiles[odd][:, :, None]).argmin(axis=2)
+    words = SCALE_RULES[row.scale.format](_over(np.maximum, np.abs(tiles)))
+    codes = nearest_codes(tiles, SCALE_TABLES[row.scale.format][words][:, None])
     return codes.reshape(len(x), -1), [(row.scale.at, words.reshape(len(x), -1))]
+
+
+def nearest_codes(x, d):
+    """Codes of the doubled levels of E2M1 nearest to x in units of d, which broadcasts to x: float32 both.
+
+    Codes of NaN and infinities mean nothing. Spec: GGUF-15. While |x| < 16 d and 12 d is finite, midpoints decide
+    exactly as the float32 errors do.
+    """
+    magnitude, codes = np.abs(x), np.zeros(x.shape, np.uint8)
+    for lower, upper in zip(_E2M1[:7], _E2M1[1:8]):
+        codes += magnitude > d * F32((lower + upper) / 2)
+    codes |= ((x < 0) & (codes > 0)).view(np.uint8) << np.uint8(3)
+    if (odd := (magnitude >= 16 * d) & (magnitude > 0) | np.isinf(12 * d)).any():
+        products = np.broadcast_to(d, x.shape)[odd][:, None] * np.array(_E2M1, F32)
+        codes[odd] = np.abs(products - x[odd][:, None]).argmin(axis=1)
+    return codes
 
 
 _FITS = {"extreme": _extreme, "range": _range, "amax": _amax, "mean": _mean, "nearest": _nearest}
@@ -548,4 +555,4 @@ def _ue4m3_scale(amax):
     return np.where(v < F32(2 ** -6), small, np.where(normal >= 0x78, 0x7E, normal)).astype(np.uint8)
 
 
-_SCALE_RULES = {"e8m0": _e8m0_scale, "ue4m3": _ue4m3_scale}
+SCALE_RULES = {"e8m0": _e8m0_scale, "ue4m3": _ue4m3_scale}

@@ -93,7 +93,7 @@ def quantize(x, dtype, axis=-1, rounding=None, recipe=None, random_bits=None, ra
     """
     block, x = data_type(dtype), np.asarray(x)
     how = recipe_of(block, recipe)
-    rounding = rounding or how.rounding
+    rounding = how.rounding_of(rounding)
     tensor_scale = _given_tensor_scale(block, tensor_scale)
     draws = codec.random_operand(rounding_rule(rounding), random_bits, random_width, x.shape)
     axis, mask = tile_axes(x.shape, block.tile, axis), None
@@ -104,7 +104,8 @@ def quantize(x, dtype, axis=-1, rounding=None, recipe=None, random_bits=None, ra
     if block.scale is None:
         codes = codec.encode(x, block.element_row, rounding, how.overflow, random_bits, random_width)
         return Quantized(codes, None, block, x.shape, axis, how.name, rounding, mask=mask)
-    values = _working(x)
+    with np.errstate(all="ignore"):
+        values = how.source_of(_working(x))
     tiles = _tiles(values.shape, block, axis)
     flat = tiles.cut(values)
     draws = None if draws is None else _units(tiles.cut(draws.reshape(x.shape)), tiles)

@@ -1,28 +1,57 @@
 """THE table of recipes: every remaining choice of one stack under one name (Spec: REC-1).
 
 A recipe is data: the scale rule, what zero, NaN, infinite and tiny tiles become, how a value is divided by its
-scale, how elements round and overflow. Where a stack prescribes float32 operations for its scales, a small
-named function of this module performs them one by one.
+scale, how elements round and overflow. Where a stack prescribes float32 operations, a row names a small function
+of stacks.py that performs them one by one.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 
 from refq.blocks.rows import Block
 from refq.blocks.rules import RULES, scale_rule
-from refq.blocks.scales import INF_TILES, NAN_TILES, TINY_TILES, ZERO_TILES, Choices, Scales, scales_of
+from refq.blocks.scales import (BOTTOMS, INF_TILES, INF_TILES_OF_STACKS, NAN_TILES, NAN_TILES_OF_STACKS, TINY_TILES,
+                                ZERO_TILES, ZERO_TILES_OF_STACKS, Choices, Scales)
+from refq.blocks.stacks import FINISHES, QUOTIENTS, SCALES, SOURCES, WORDS
 from refq.errors import InputError
 from refq.formats.policies import OVERFLOWS, ROUNDINGS
+
+@dataclass(frozen=True)
+class Takes:
+    """The data types a stack has.
+
+    elements, scales: number formats. outer: whether there is a tensor scale: "none", "required", "optional", or
+    "one" where the stack knows no other than 1. zero: whether there may be an integer zero point.
+    """
+
+    elements: tuple[str, ...]
+    scales: tuple[str, ...] = ("e8m0",)
+    outer: str = "none"
+    zero: bool = False
+
+    def refusal(self, block: Block) -> str:
+        """Why a data type is not taken, or nothing."""
+        if block.element not in self.elements:
+            return f"elements {_listed(self.elements)}, not {block.element}"
+        if block.scale not in self.scales:
+            return f"scales {_listed(self.scales)}, not {block.scale or 'none'}"
+        if self.outer == "none" and block.outer or self.outer == "required" and not block.outer:
+            return f"data types {'with' if self.outer == 'required' else 'without'} a tensor scale"
+        if block.subtiles or block.sparsity or block.zero and not (self.zero and not block.zero_row.is_float):
+            return f"plain tiles{' or integer zero points' if self.zero else ''}"
+        return ""
 
 
 @dataclass(frozen=True)
 class Recipe:
     """One recipe.
 
-    kind: the scales it is for, "exponent" or "float" (as in rules.Rule). rule: a scale rule, or None for the data
-    type's own. zero_tile, nan_tile, inf_tile, tiny_tile: keys of the tables in scales.py.
+    kind: the scales it is for, "exponent" or "float" (as in rules.Rule). takes: the data types of one stack; None
+    for every one of that kind. rule: a scale rule, or None for the data type's own (where `scales` is "exact").
+    source: what values are taken for first, a key of SOURCES.
+    zero_tile, nan_tile, inf_tile, tiny_tile: keys of the tables in scales.py. bottom: what values of tiles with
+    code 0 are divided by, a key of BOTTOMS.
     scales: how scales are computed, a key of SCALES; quotient: how values are divided, a key of QUOTIENTS;
-    rounding, overflow: of the elements. finish: what becomes of zero codes, a key of FINISHES.
+    rounding, overflow: of the elements. finish: what becomes of the codes of zeros and NaN, a key of FINISHES.
     tensor: whether the tensor scale that is kept is a "multiplier" or a "divisor" of the values.
     """
 
@@ -31,11 +60,14 @@ class Recipe:
     words: str
     clause: str
     ref: str = ""
+    takes: Takes | None = None
+    source: str = "exact"
     rule: str | None = None
     zero_tile: str = "lowest"
     nan_tile: str = "nan"
     inf_tile: str = "nan"
     tiny_tile: str = "clamp"
+    bottom: str = "scale"
     scales: str = "exact"
     quotient: str = "exact"
     rounding: str = "rne"
@@ -53,40 +85,116 @@ class Recipe:
     def scales_of(self, flat, tiles, block: Block, tensor_scale=None) -> Scales:
         """The scales of tiles in rows, (tiles, values)."""
         choices = Choices(RULES[self.rule or block.rule], self.zero_tile, self.nan_tile, self.inf_tile,
-                          self.tiny_tile)
+                          self.tiny_tile, self.bottom)
         return SCALES[self.scales](flat, tiles, block, choices, tensor_scale)
 
+    def source_of(self, values):
+        """What the recipe takes float32 or float64 values for."""
+        convert = SOURCES[self.source]
+        return convert(values) if convert else values
+
+    def rounding_of(self, asked: str | None) -> str:
+        """The element rounding: what was asked for, or the recipe's own. A stack has no other (REC-1)."""
+        if self.takes is None:
+            return asked or self.rounding
+        if asked not in (None, "rne", self.rounding):
+            raise InputError(f"recipe {self.name!r} rounds elements by {self.rounding}, not by {asked}; "
+                             f"{self.name},rounding={asked} is the same recipe with that rounding")
+        return self.rounding
+
+
+def _listed(names) -> str:
+    return ", ".join(names[:-1]) + " and " * bool(names[1:]) + names[-1]
+
+
+_ALLOWED = {"source": SOURCES, "rule": RULES, "zero_tile": ZERO_TILES | ZERO_TILES_OF_STACKS,
+            "nan_tile": NAN_TILES | NAN_TILES_OF_STACKS, "inf_tile": INF_TILES | INF_TILES_OF_STACKS,
+            "tiny_tile": TINY_TILES, "bottom": BOTTOMS, "scales": SCALES, "quotient": QUOTIENTS,
+            "rounding": ROUNDINGS, "overflow": OVERFLOWS, "finish": FINISHES, "tensor": ("multiplier", "divisor")}
+
 
 # ------------------------------------------------------------------------------------------------------------
-# how scales are computed: (flat, tiles, block, choices, tensor scale) -> Scales
+# the table
 
-SCALES: dict[str, Callable] = {"exact": scales_of}
-
-
-# ------------------------------------------------------------------------------------------------------------
-# how values are divided: (values, divisors, room) -> quotients. "exact" is elements.py's own.
-
-QUOTIENTS: dict[str, Callable | None] = {"exact": None}
-
-
-# ------------------------------------------------------------------------------------------------------------
-# what becomes of zero codes: (codes, values, element row), in place
-
-FINISHES: dict[str, Callable | None] = {"kept": None}
+_E2M1 = ("e2m1",)
+_FIVE = ("e4m3fn", "e5m2", "e2m3", "e3m2", "e2m1")
+_SIX = (*_FIVE, "mxint8")
+_ONNX = (*(f"{sign}int{bits}" for bits in (2, 4, 8, 16) for sign in ("", "u")),
+         "e4m3fn", "e5m2", "e4m3fnuz", "e5m2fnuz", "e2m1")
+_FLOATS = ("binary32", "binary16", "bfloat16")
 
 
-_ALLOWED = {"rule": RULES, "zero_tile": ZERO_TILES, "nan_tile": NAN_TILES, "inf_tile": INF_TILES,
-            "tiny_tile": TINY_TILES, "scales": SCALES, "quotient": QUOTIENTS, "rounding": ROUNDINGS,
-            "overflow": OVERFLOWS, "finish": FINISHES, "tensor": ("multiplier", "divisor")}
+def _mx(name, words, clause, ref, elements=_FIVE, **more):
+    return Recipe(name, "exponent", words, clause, ref, Takes(elements), "float32", **more)
+
+
+def _nv(name, words, clause, ref, outer, scales, **more):
+    return Recipe(name, "float", words, clause, ref, Takes(_E2M1, ("ue4m3",), outer), "float32", scales=scales, **more)
+
+
+def _torchao(rule):
+    return _mx(f"torchao_{rule}", f"torchao, to_mx in mode {rule.upper()}", "REC-9", "torchao 0.18.0", rule=rule,
+               inf_tile="binade", bottom="normal")
+
+
+def _wrapped(mode, rule):
+    return Recipe(f"tensorcast_triton_{mode}", "exponent", f"TensorCast's Triton kernels, mode {mode}", "REC-19",
+                  "TensorCast, branch triton", Takes(_FIVE), "normal", rule, scales="wrapped", finish="below")
+
 
 RECIPES: dict[str, Recipe] = {recipe.name: recipe for recipe in [
     Recipe("ocp", "exponent", "OCP MX 6.3, with refq's choices for what it leaves open", "BLOCK-3", "OCP MX 6.3"),
     Recipe("exact", "float", "exact quotients, each rounded once", "BLOCK-9"),
     Recipe("hif4", "float", "exact quotients, halves away from zero", "RULE-9", "HiFloat4", rounding="rna"),
+    # one stack each
+    _mx("te_mxfp8", "TransformerEngine, MXFP8 quantisation kernels", "REC-7", "TransformerEngine", ("e4m3fn", "e5m2"),
+        scales="reciprocal-up", nan_tile="ignored", inf_tile="largest", bottom="one", overflow="cuda-satfinite"),
+    _nv("te_nvfp4", "TransformerEngine, NVFP4", "REC-8", "TransformerEngine", "required", "te-nvfp4",
+        quotient="multiply", finish="below", tensor="divisor"),
+    *map(_torchao, ("floor", "ceil", "even")),
+    _mx("torchao_rceil", "torchao, to_mx in mode RCEIL", "REC-10", "torchao 0.18.0", scales="logarithm-up",
+        inf_tile="largest", bottom="one"),
+    _nv("torchao_nvfp4", "torchao, nvfp4_quantize", "REC-11", "torchao 0.18.0", "optional", "torchao-nvfp4",
+        quotient="multiply", finish="nan-to-b"),
+    _mx("modelopt_mxfp4", "ModelOpt, MXFP4QTensor", "REC-12", "ModelOpt 0.47.0", _E2M1, scales="logarithm-up",
+        nan_tile="lost", inf_tile="lost", quotient="divide", rounding="rnz", finish="minus-zeros"),
+    _mx("modelopt_mxfp8", "ModelOpt, MXFP8QTensor", "REC-12", "ModelOpt 0.47.0", ("e4m3fn",), scales="logarithm-up",
+        nan_tile="lowest", inf_tile="largest"),
+    _nv("modelopt_nvfp4", "ModelOpt, NVFP4QTensor", "REC-13", "ModelOpt 0.47.0", "required", "modelopt-nvfp4",
+        quotient="divide", finish="below"),
+    _mx("compressed_tensors_mx", "compressed-tensors, MX", "REC-14", "compressed-tensors 0.20.0",
+        ("e4m3fn", "e2m3", "e2m1"), scales="carry", finish="below-in-e2m1"),
+    _nv("compressed_tensors_nvfp4", "compressed-tensors, NVFP4", "REC-15", "compressed-tensors 0.20.0", "required",
+        "compressed-nvfp4", quotient="divide", finish="below-or-nan", tensor="divisor"),
+    _mx("cudnn_mx", "cuDNN, block_scale_quantize to MX", "REC-16", "cuDNN, Block Scale Quantize", rule="rceil"),
+    _nv("cudnn_nvfp4", "cuDNN, block_scale_quantize to NVFP4", "REC-16", "cuDNN, Block Scale Quantize", "one", "up"),
+    _mx("microxcaling", "microxcaling, its PyTorch path", "REC-17", "microxcaling 7bc4195", _SIX,
+        scales="logarithm-down", zero_tile="normal", quotient="half-up", overflow="satsym"),
+    _mx("tensorcast", "TensorCast, scale mode max", "REC-18", "TensorCast, branch main", _SIX, scales="tensorcast"),
+    _mx("tensorcast_midmax", "TensorCast, scale mode midmax", "REC-18", "TensorCast, branch main", _SIX,
+        scales="tensorcast-midmax"),
+    *(_wrapped(mode, rule) for mode, rule in (("floor", "floor"), ("ceil", "ceil"), ("midmax", "midmax_ge"),
+                                              ("option3", "even"), ("topbinade", "rceil"))),
+    _mx("tosa", "TOSA CAST_TO_BLOCK_SCALED", "REC-20", "TOSA 1.1", _SIX, rule="tosa"),
+    *(_mx(f"triton_{way}", f"Triton, downcast_to_mxfp with ROUND_{way.upper()}", "REC-21", "Triton 018a674",
+          ("e4m3fn", "e5m2", "e2m1"), scales=f"triton-{way}", quotient="triton", finish="nan-to-signed-max")
+      for way in ("up", "down")),
+    _mx("ggml_mxfp4", "GGML, MXFP4", "REC-22", "GGML", _E2M1, scales="ggml", quotient="nearest-level"),
+    _nv("ggml_nvfp4", "GGML, NVFP4", "REC-22", "GGML", "one", "ggml", quotient="nearest-level"),
+    Recipe("onnx_quantizelinear", "float", "ONNX QuantizeLinear, with refq's scales", "REC-23", "ONNX QuantizeLinear-25",
+           Takes(_ONNX, _FLOATS, zero=True), "float32", zero_tile="one", quotient="divide"),
 ]}
 
-# Fields that a recipe's name may change: "ocp,rule=rceil,zero_tile=one".
-CHANGEABLE = ("rule", "zero_tile", "nan_tile", "inf_tile", "tiny_tile", "rounding", "overflow")
+# Fields that a recipe's name may change: "ocp,rule=rceil,zero_tile=one" (Spec: BLOCK-16, REC-1).
+CHANGEABLE = {"rule": RULES, "zero_tile": ZERO_TILES, "nan_tile": NAN_TILES, "inf_tile": INF_TILES,
+              "tiny_tile": TINY_TILES, "rounding": ROUNDINGS, "overflow": OVERFLOWS}
+
+
+def changeable(found: Recipe) -> tuple[str, ...]:
+    """The fields that the name of a recipe may change: of a stack's, the rule where there is one (Spec: REC-1)."""
+    if found.takes is None:
+        return tuple(CHANGEABLE)
+    return ("rule",) * (found.rule is not None) + ("rounding", "overflow")
 
 
 def recipe(name) -> Recipe:
@@ -104,10 +212,14 @@ def recipe(name) -> Recipe:
     found = RECIPES[plain]
     for change in changes:
         field, equals, value = (part.strip() for part in change.partition("="))
-        if field not in CHANGEABLE or not equals:
-            raise InputError(f"recipe {name!r}: {change!r} is no change; allowed are {', '.join(CHANGEABLE)}, "
+        fit = changeable(RECIPES[plain])
+        if field not in fit or not equals:
+            raise InputError(f"recipe {name!r}: {change!r} is no change; allowed are {', '.join(fit)}, "
                              "each followed by = and a value")
         value = scale_rule(value).name if field == "rule" else value
+        if value not in CHANGEABLE[field]:
+            raise InputError(f"recipe {name!r}: {field} {value!r} is not known; "
+                             f"allowed are {', '.join(CHANGEABLE[field])}")
         found = replace(found, **{field: value})
     base = RECIPES[plain]
     said = [f"{f.name}={getattr(found, f.name)}" for f in fields(found)
@@ -118,6 +230,8 @@ def recipe(name) -> Recipe:
 def recipe_of(block: Block, name=None) -> Recipe:
     """The recipe to quantise a data type with. Raises InputError for one that is not for it."""
     found = recipe(block.recipe if name is None else name)
+    if found.takes and (refusal := found.takes.refusal(block)):
+        raise InputError(f"recipe {found.name!r} is for {refusal}: it does not take {block.name}")
     if block.scale is None:
         return found
     kind = RULES[block.rule].kind
@@ -130,27 +244,20 @@ def recipe_of(block: Block, name=None) -> Recipe:
     return found
 
 
+_TILE_WORDS = {field: _ALLOWED[field] for field in ("zero_tile", "nan_tile", "inf_tile", "tiny_tile", "bottom")}
+
+
 def describe(found: Recipe, field: str, block: Block) -> str:
     """One field of a recipe in words, as it concerns a data type."""
     value = getattr(found, field)
     if field == "rule":
         rule = RULES[value or block.rule]
         return f"{rule.name}: {rule.words}"
-    tables = {"zero_tile": ZERO_TILES, "nan_tile": NAN_TILES, "inf_tile": INF_TILES, "tiny_tile": TINY_TILES}
-    if field in tables:
-        return f"{value}: {tables[field][value]}"
+    if field in _TILE_WORDS:
+        return f"{value}: {_TILE_WORDS[field][value]}"
     if field == "rounding":
         return f"{value}: {ROUNDINGS[value].words}"
     if field == "overflow":
         return f"{value}: {OVERFLOWS[value].ref or value}"
     return WORDS.get((field, value), str(value))
 
-
-# What the keys of SCALES, QUOTIENTS and FINISHES mean.
-WORDS: dict[tuple[str, str], str] = {
-    ("scales", "exact"): "exact: the scale rule in exact arithmetic",
-    ("quotient", "exact"): "exact: value / scale, rounded once into the element",
-    ("finish", "kept"): "kept: zeros keep their sign",
-    ("tensor", "multiplier"): "multiplier: values are multiplied by the stored tensor scale",
-    ("tensor", "divisor"): "divisor: values are divided by the stored tensor scale",
-}

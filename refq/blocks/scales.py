@@ -27,6 +27,14 @@ NAN_TILES = {"nan": "the scale's NaN, elements 0", "ignored": "the scale of the 
 INF_TILES = {"nan": "the scale's NaN, elements 0", "ignored": "the scale of the finite values",
              "largest": "the largest scale"}
 TINY_TILES = {"clamp": "the smallest positive scale", "flush": "code 0, elements 0"}
+BOTTOMS = {"scale": "values of tiles with code 0 are divided by what it means",
+           "normal": "values of tiles with code 0 are divided by 2^-126, float32's smallest normal number",
+           "one": "values of tiles with code 0 are divided by 1"}
+
+# Words of exponent scales that belong to stacks: no recipe's name may change to them (Spec: BLOCK-16, REC-1).
+ZERO_TILES_OF_STACKS = {"normal": "the scale of a tile of 2^-126"}
+NAN_TILES_OF_STACKS = {"lowest": "code 0", "lost": "code 0, and every value taken for a NaN"}
+INF_TILES_OF_STACKS = {"binade": "the scale of a tile of 2^128", "lost": NAN_TILES_OF_STACKS["lost"]}
 
 
 class Choices(NamedTuple):
@@ -37,13 +45,15 @@ class Choices(NamedTuple):
     nan: str = "nan"
     inf: str = "nan"
     tiny: str = "clamp"
+    bottom: str = "scale"
 
 
 class Scales(NamedTuple):
     """The scales of all tiles.
 
     codes: (tiles,) scale codes. divisor: (tiles, units), float64, what the values of each unit (the smallest
-    subtile, or the tile) are divided by; nonzero and finite.
+    subtile, or the tile) are divided by; nonzero and finite where quotients are exact. Recipes with a way of
+    dividing of their own (recipes.py) have there what that way takes.
     dead: (tiles,) whether all elements of a tile become code 0.
     tensor_scale: float32, or None. offsets: (tiles, parts) of each level of subtiles with offsets.
     zeros: (tiles,) zero-point codes, or None.
@@ -153,25 +163,42 @@ def nan_code(row) -> int:
 
 def _exponents(whole, units, block: Block, choices: Choices) -> Scales:
     """Spec: BLOCK-3, BLOCK-5 to BLOCK-7, BLOCK-15, RULE-1 to RULE-6."""
+    past = choices.rule.past(block.elements)
+    scales = power_scales(shared_exponent(whole, block.elements.emax, past), whole, block, choices)
+    bits = sum(block.offset_bits)
+    if not bits:
+        return scales
+    lowest = exponents(block.scale_row.name)[0]
+    exponent = np.frexp(scales.divisor)[1] - 1
+    inner = np.where(units == 0, lowest - 64, shared_exponent(units, block.elements.emax, past))
+    offset = np.clip(exponent - inner, 0, (1 << bits) - 1)
+    offset[~np.isfinite(whole)] = 0
+    return scales._replace(divisor=np.ldexp(1.0, exponent - offset), offsets=(offset.astype(np.uint8),))
+
+
+def power_scales(found, whole, block: Block, choices: Choices) -> Scales:
+    """Scales from shared exponents that are not clamped yet, and from the amaxes that say which tiles are odd."""
     row = block.scale_row
     lowest, highest, code_of = exponents(row.name)
-    past = choices.rule.past(block.elements)
-    zero, finite = whole == 0, np.isfinite(whole)
-    found = shared_exponent(whole, block.elements.emax, past)
-    exponent = np.clip(found, lowest, highest)
-    exponent[zero] = {"lowest": lowest, "one": 0}[choices.zero]
-    dead = ~finite
+    exponent, zero, dead, lost = np.clip(found, lowest, highest), whole == 0, np.isnan(whole), None
+    first = -126 - block.elements.emax
+    exponent[zero] = {"lowest": lowest, "one": 0, "normal": max(first, lowest)}[choices.zero]
+    if not np.isfinite(whole).all():
+        infinite, past = np.isinf(whole), 128 - block.elements.emax
+        top = {"largest": highest, "binade": min(past, highest), "lost": lowest}.get(choices.inf)
+        lost = dead & (choices.nan == "lost") | infinite & (choices.inf == "lost")
+        exponent[dead] = lowest if choices.nan in ("lowest", "lost") else 0
+        exponent[infinite] = 0 if top is None else top
+        dead = dead & (choices.nan == "nan") | infinite & (top is None)
+    codes = np.where(dead, nan_code(row), code_of[exponent - lowest]).astype(codec.code_dtype(row))
+    divisor = np.ldexp(1.0, exponent)
+    if choices.bottom != "scale":
+        divisor[codes == 0] = {"normal": 2.0 ** -126, "one": 1.0}[choices.bottom]
+    if lost is not None:
+        divisor[lost] = np.nan
     if choices.tiny == "flush":
-        dead |= (found < lowest) & ~zero
-    codes = np.where(finite, code_of[exponent - lowest], nan_code(row)).astype(codec.code_dtype(row))
-    exponent[~finite] = 0
-    offsets, exponent = (), exponent[:, None]
-    if bits := sum(block.offset_bits):
-        inner = np.where(units == 0, lowest - 64, shared_exponent(units, block.elements.emax, past))
-        offset = np.clip(exponent - inner, 0, (1 << bits) - 1)
-        offset[~finite] = 0
-        offsets, exponent = (offset.astype(np.uint8),), exponent - offset
-    return Scales(codes, np.ldexp(1.0, exponent), dead, None, offsets)
+        dead = dead | (found < lowest) & ~zero & np.isfinite(whole)
+    return Scales(codes, divisor[:, None], dead)
 
 
 def shared_exponent(amax, emax: int, past) -> np.ndarray:
@@ -276,7 +303,7 @@ def _minmax(flat, block: Block, choices: Choices) -> Scales:
     span, row = to_odd(sum_to_odd(high, -low)), block.scale_row
     codes, values = positive_scale(span / float(block.elements.max), span > 0, row)
     scales = _finish(codes, values, span == 0, broken, 1.0, None, row, choices)
-    zero = -low
+    zero = 0.0 - low                                    # +0 where the range begins there
     if not block.zero_row.is_float:
         zero = to_odd(zero) / scales.divisor[:, 0]
     zeros = codec.encode(zero, block.zero_row, "rne", OVERFLOW)

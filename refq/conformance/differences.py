@@ -100,7 +100,7 @@ def diff(a, b, dtype, arrays=None, data="") -> Difference:
 def rule_differences(a: Recipe, b: Recipe, block: Block) -> Iterator[tuple[str, str, str]]:
     """(field, words of a, words of b) of every choice that differs on a data type."""
     for one in fields(Recipe):
-        if one.name not in ("name", "words", "clause", "ref", "kind"):
+        if one.name not in ("name", "words", "clause", "ref", "kind", "takes"):
             words = describe(a, one.name, block), describe(b, one.name, block)
             if words[0] != words[1]:
                 yield one.name, *words
