@@ -24,7 +24,8 @@ def block_set(dtype):
 
 def whole(row):
     """Whether scales and codes say all about a data type."""
-    return not (isinstance(row.tile, tuple) or row.subtiles or row.zero or row.sparsity or row.rule == "absmean")
+    return not (isinstance(row.tile, tuple) or row.subtiles or row.zero or row.sparsity
+                or row.rule == "absmean")
 
 
 @pytest.mark.parametrize("dtype", [name for name, row in DATA_TYPES.items() if whole(row)])
@@ -55,7 +56,8 @@ def test_types_of_more_parts_are_refused(part, dtype):
 @pytest.mark.parametrize("name, words", [
     ("quantize/f32-bitnet/rne-exact/block", "do not know where its scale binary32 by rule absmean changes"),
     ("quantize/f32-e2m1_e8m0_t1/rne-ocp/block", "tiles of 2 values or more"),
-    ("quantize/f32-e2m1_ue4m3_binary32_channel/rne-exact/tensor", "tiles of a number of values, not 'channel'"),
+    ("quantize/f32-e2m1_ue4m3_binary32_channel/rne-exact/tensor",
+     "tiles of a number of values, not 'channel'"),
 ])
 def test_sets_refused(name, words):
     with pytest.raises(InputError, match=words):
