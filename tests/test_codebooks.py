@@ -302,3 +302,99 @@ def test_the_slow_path_is_rare(monkeypatch):
     x = np.random.default_rng(1).standard_normal((20_000, 32)).astype(np.float32) * 2
     select(x, rounded(x, NAMES[0]))
     assert sum(seen) < 20
+
+
+# --- whole data types -------------------------------------------------------------------------------------
+
+def by_oracle(x, name, tile, unit):
+    """(codes, scales, tables) of a matrix in tiles and units (rows, columns), scale e8m0, rule floor."""
+    collection, tables = codebook(name), oracle.tables(name)
+    codes, scales, choice = np.zeros(x.shape, int), [], np.full(x.shape, -1)
+    for place in boxes(x.shape, (0, 0), x.shape, tile):
+        part = x[place]
+        if not np.isfinite(part).all():
+            scales.append(255)
+            choice[place] = 0
+            continue
+        amax = Fraction(float(np.abs(part).max()))
+        k = min(max(oracle.binade(amax) - collection.emax, -127), 127) if amax else -127
+        scales.append(k + 127)
+        start, stop = (place[0].start, place[1].start), (place[0].stop, place[1].stop)
+        for some in boxes(x.shape, start, stop, unit):
+            flat = [Fraction(float(v)) for v in x[some].reshape(-1)]
+            found = [[listed.encode(v / Fraction(2) ** k, words(table)) for v in flat] for table in tables]
+            values = [[table[code] for code in row] for table, row in zip(tables, found)]
+            best = oracle.select(flat, values, Fraction(2) ** k)
+            codes[some], choice[some] = np.reshape(found[best], x[some].shape), best
+    return codes, scales, choice
+
+
+def words(table):
+    return {"kind": "codebook", "values": [float(v) for v in table], "tie": "away"}
+
+
+def boxes(shape, start, stop, size):
+    """Slices of the boxes of a size between two corners, in order."""
+    for row in range(start[0], stop[0], size[0]):
+        for column in range(start[1], stop[1], size[1]):
+            yield slice(row, min(row + size[0], stop[0])), slice(column, min(column + size[1], stop[1]))
+
+
+def adversarial(shape):
+    """A matrix of weights with bad tiles among them."""
+    rng = np.random.default_rng(11)
+    x = rng.standard_normal(shape).astype(np.float32)
+    x[0, :4], x[1, 0], x[2, -1], x[3] = 0, np.nan, -np.inf, rng.integers(-6, 7, shape[1])
+    x[4] *= np.float32(1e-38)
+    x[5], x[6, :4] = 0, np.float32([6, -6, 3.9999998, 4])
+    x[7] = 3e38
+    return x
+
+
+@pytest.mark.parametrize("number, scale, tile, unit", [
+    ("cb42f1346_e2m3fnuz", "t8s4", (1, 8), (1, 4)), ("cb41fi_e2m2fnuz", "t16", (1, 16), (1, 16)),
+    ("cb42fe0123_e3m2fnuz", "t4s2", (1, 4), (1, 2)), ("cb51ie_int7", "t16s2", (1, 16), (1, 2)),
+    ("cb41f01_e2m2fnuz", "t4s2_t8s4", (4, 8), (2, 4)), ("cb41p1p2_e2m3fnuz", "t0", (1, 23), (1, 23))])
+def test_quantised_arrays_against_the_oracle(number, scale, tile, unit):
+    x = adversarial((9, 23))
+    q = refq.quantize(x, refq.data_type(number, f"e8m0_{scale}"))
+    codes, scales, choice = by_oracle(x, number, tile, unit)
+    assert q.scales.reshape(-1).tolist() == scales
+    assert np.array_equal(q.codes, codes)
+    per_value = np.repeat(np.repeat(q.tables, unit[0], axis=0)[:9], unit[1], axis=1)
+    assert np.array_equal(per_value[:, :23], choice)
+    values = np.float64([table.values for table in codebook(number).tables])
+    powers = 2.0 ** (q.scales.astype(np.float64) - 127)
+    step = np.repeat(np.repeat(powers, tile[0], axis=0)[:9], tile[1], axis=1)
+    want = np.where(np.isfinite(x), values[choice, codes] * step[:, :23], np.nan)
+    got = refq.dequantize(q, np.float64)
+    bad = np.repeat(np.repeat(q.scales == 255, tile[0], axis=0)[:9], tile[1], axis=1)[:, :23]
+    assert np.array_equal(got[~bad], want[~bad]) and np.isnan(got[bad]).all()
+
+
+def test_sparse_codebooks():
+    """What sparsity drops is +0 before the scale is taken."""
+    x = adversarial((9, 24))
+    q = refq.quantize(x, refq.data_type("cb42f1346_e2m3fnuz", "e8m0_t8s4n2m4"))
+    kept = np.where(q.mask, x, np.float32(0))
+    plain = refq.quantize(kept, refq.data_type("cb42f1346_e2m3fnuz", "e8m0_t8s4"))
+    for part in ("codes", "scales", "tables"):
+        assert np.array_equal(getattr(q, part), getattr(plain, part))
+    assert (q.mask.reshape(9, 6, 4).sum(axis=2) == 2).all()
+
+
+def test_user_tables_as_a_data_type():
+    mine = explicit("mine", [[0, 1, -1, 2], [0, 0.5, -0.5, 1]])
+    with registered(mine):
+        q = refq.quantize(np.float32([[4, 2, -2, 0, 1, .5, -.5, 0]]), "mine_e8m0_t8s4")
+        assert (q.codes.tolist(), q.tables.tolist(), q.scales.tolist()) == (
+            [[3, 1, 2, 0, 1, 1, 2, 0]], [[0, 1]], [[128]])          # 0.25 is a tie
+        assert refq.dequantize(q).tolist() == [[4, 2, -2, 0, 1, 1, -1, 0]]
+
+
+def test_bits_per_value():
+    for strings, bits in ((("cb42f1346_e2m3fnuz", "e8m0_t32s8"), Fraction(9, 2)),
+                          (("cb81ie_int9", "e8m0_t16s2"), 9), (("cb51ie_int7", "e8m0_t16s2"), 6),
+                          (("cb31ie_int5", "e8m0_t16s2"), 4),
+                          (("cb41fi_e2m2fnuz", "e8m0_t32s4"), Fraction(9, 2))):
+        assert refq.data_type(*strings).bits_per_value == bits
