@@ -77,13 +77,13 @@ class Casting:
     @cached_property
     def _divisor(self):
         """One divisor a unit."""
-        tiles = len(self.scales.dead)
-        return np.broadcast_to(self.scales.divisor, (tiles, self._units)).reshape(-1)
+        divisor = self.scales.divisor
+        return (np.repeat(divisor, self._units) if divisor.shape[1] == 1 else divisor).reshape(-1)
 
     @property
     def _units(self) -> int:
-        """Units of a tile."""
-        return len(self.rows) // max(len(self.scales.dead), 1)
+        """Units of a tile; 1 where there are no tiles."""
+        return max(len(self.rows), 1) // max(len(self.scales.dead), 1)
 
     def _symmetric(self, row: Row):
         """A function (rows, columns, room) that writes the codes of a piece."""

@@ -328,7 +328,7 @@ def _part_shapes(dtype: Block, shape, axis) -> dict:
 
 
 def _tiles(dtype: Block, shape, axis) -> Tiles:
-    return Tiles.of(shape, dtype.tile, axis, dtype.subtiles[-1][0] if dtype.subtiles else None)
+    return Tiles.of(shape, dtype.tile, axis, [size for size, _ in dtype.subtiles])
 
 
 def _counts(tiles: Tiles, size) -> tuple[int, ...]:

@@ -223,7 +223,7 @@ def _finisher(q: Quantized, tiles: Tiles, divisor, dtype):
 # arguments and shapes
 
 def _tiles(shape, block: Block, axis) -> Tiles:
-    return Tiles.of(shape, block.tile, axis, block.subtiles[-1][0] if block.subtiles else None)
+    return Tiles.of(shape, block.tile, axis, [size for size, _ in block.subtiles])
 
 
 def _units(flat, tiles: Tiles):

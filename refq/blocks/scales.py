@@ -72,7 +72,8 @@ def scales_of(flat, tiles: Tiles, block: Block, choices: Choices, tensor_scale=N
     if choices.rule.name == "minmax":
         return _minmax(flat, block, choices)
     ignored = choices.nan == "ignored", choices.inf == "ignored"
-    units = amax(flat, tiles.unit[0] * tiles.unit[1], *ignored).reshape(len(flat), -1)
+    unit = tiles.unit[0] * tiles.unit[1]
+    units = amax(flat, unit, *ignored).reshape(len(flat), tiles.values // unit)
     whole = amax(units, units.shape[1]) if units.shape[1] > 1 else units[:, 0]
     if choices.inf == "largest":
         units, whole = (_inf_to_largest(flat, part) for part in (units, whole))
@@ -280,7 +281,7 @@ def _hif4(whole, units, block: Block, choices: Choices) -> Scales:
     codes, values = positive_scale(sizes / 7, sizes > 0, row)
     small = np.where(finite[:, None], units.astype(np.float64), 0)
     group = block.subtiles[0][0] // block.subtiles[1][0]        # units of a larger subtile
-    large = amax(small, group).reshape(len(small), -1)
+    large = amax(small, group).reshape(len(small), small.shape[1] // group)
     first = (large >= 4 * values[:, None]).astype(np.uint8)
     wide = np.repeat(first, group, axis=1)
     second = (small >= np.ldexp(2 * values[:, None], wide)).astype(np.uint8)

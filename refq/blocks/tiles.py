@@ -60,17 +60,17 @@ class Tiles:
     unit: tuple[int, int]               # of the smallest subtile; the tile where there is none
 
     @staticmethod
-    def of(shape, tile, axis, subtile=None) -> "Tiles":
-        """axis: as tile_axes gives it. subtile: the size of the smallest subtile, or None."""
+    def of(shape, tile, axis, subtiles=()) -> "Tiles":
+        """axis: as tile_axes gives it. subtiles: the size of every level of them, from large to small."""
         shape = tuple(shape)
         if tile == "tensor":
             whole = 1, max(prod(shape), 1)
             return Tiles(shape, (), (1, prod(shape)), whole, whole)
         axes = axis if isinstance(axis, tuple) else (axis,)
         plane = (1, *(shape[a] for a in axes))[-2:]
-        unit = tuple(subtile and sides(subtile) or (1, 1))
-        size = tuple(_length(want, have, step) for want, have, step in zip(sides(tile), plane, unit))
-        return Tiles(shape, axes, plane, size, unit if subtile else size)
+        largest = sides(subtiles[0]) if subtiles else (1, 1)
+        size = tuple(_length(want, have, step) for want, have, step in zip(sides(tile), plane, largest))
+        return Tiles(shape, axes, plane, size, sides(subtiles[-1]) if subtiles else size)
 
     @property
     def values(self) -> int:
