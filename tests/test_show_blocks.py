@@ -2,6 +2,7 @@
 
 import re
 from fractions import Fraction
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -9,7 +10,7 @@ import pytest
 import refq
 from refq.blocks import anatomy, one_block, show, table
 from refq.blocks.gguf import GGUF
-from refq.blocks.recipes import RECIPES
+from refq.blocks.recipes import RECIPES, recipe_of
 from refq.blocks.rotation import ROTATIONS
 from refq.blocks.rows import DATA_TYPES
 from refq.blocks.rules import RULES
@@ -68,7 +69,7 @@ scale e8m0     element e2m1
 └──────────┘   └────────┴────────┴────────┴─────┴────────┘
                    0        1        2              31
 
-E exponent, S sign, M significand"""
+E exponent; S sign; M significand"""
 
 INT4 = """\
 +--------------------+   +-------+-------+-------+-----+-------+
@@ -93,7 +94,7 @@ def test_a_narrow_drawing():
 def test_every_type_has_its_facts(name):
     text = show.show_block(name)
     assert "bits/value" in text and "value" in text and "source" in text
-    assert max(map(len, text.splitlines())) <= show.WIDTH or name in LISTED
+    assert max(map(len, text.splitlines())) <= show.WIDTH
     if name in SCALED:
         block = refq.data_type(name)
         for words in (block.name, block.element, block.scale, block.recipe, RULES[block.rule].clause):
@@ -178,6 +179,22 @@ def test_why_an_exponent(rule, because, scale):
     assert lines["scale"] == f"e8m0 {scale}" and lines["exponent"].endswith(f"= {int(scale == '0x80 (2)')}")
 
 
+@pytest.mark.parametrize("name", RECIPES)
+def test_every_recipe_explains_itself(name):
+    """With values, with zeros, with a NaN and with an infinity, for a data type that it takes."""
+    how, told = RECIPES[name], 0
+    for dtype in ("mxfp4", "nvfp4", "hif4", "int4", "e2m1_ue4m3_t16", "mxfp8_e4m3"):
+        try:
+            recipe_of(refq.data_type(dtype), name)
+        except InputError:
+            continue
+        for values in ([1, 2.5, -7], [0], [np.nan, 1], [np.inf, 1]):
+            text = one_block.show_values(dtype, np.float32(values), name)
+            assert f"{name}: " in text and f"({how.clause})" in " ".join(text.split()) and "\nscale " in text
+            told += 1
+    assert told
+
+
 def test_the_table_of_values():
     found = cells(one_block.show_values("mxfp4", np.float32([1, 2.5, -7])))
     assert [(row["code"], row["bits"], row["decoded"], row["error"]) for row in found] == [
@@ -186,8 +203,8 @@ def test_the_table_of_values():
 
 WHY = [
     ("mxfp4", [0, 0], "every value is zero; a zero block gets code 0 (BLOCK-5)"),
-    ("mxfp4", [1, np.nan], "the block holds NaN, which gives the scale's NaN"),
-    ("mxfp4", [1, -np.inf], "the block holds an infinity, which gives the scale's NaN"),
+    ("mxfp4", [1, np.nan], "the block holds NaN: the scale's NaN, elements 0 (BLOCK-6)"),
+    ("mxfp4", [1, -np.inf], "the block holds an infinity: the scale's NaN"),
     ("b4int3", [1e-6], "to -7: e4m0scale goes from 2^-7 to 2^7"),
     ("nvfp4", [1, 2.5, -7], "amax of all / (6 * 448) = 1/384"),
     ("int4", [1, -7], "amax / 7 = 1, rounded to nearest even in binary16"),
@@ -258,5 +275,4 @@ def test_the_readme_table_has_every_data_type():
         first, *others = line.strip("| ").split(" | ")[0].split(", ")
         names += [first, *(other.replace("…", first) for other in others)]
     assert sorted(names) == sorted(DATA_TYPES)
-    readme = (table.__file__ and __import__("pathlib").Path(__file__).parent.parent / "README.md").read_text("utf-8")
-    assert table.markdown() in readme
+    assert table.markdown() in (Path(__file__).parent.parent / "README.md").read_text("utf-8")

@@ -13,7 +13,9 @@ from refq.blocks.quantize import Quantized, quantize
 from refq.blocks.recipes import Recipe, recipe_of
 from refq.blocks.rows import Block
 from refq.blocks.rules import RULES, Rule
-from refq.blocks.scales import INF_TILES, NAN_TILES, ZERO_TILES, exponents
+from refq.blocks.scales import (INF_TILES, INF_TILES_OF_STACKS, NAN_TILES, NAN_TILES_OF_STACKS, ZERO_TILES,
+                                ZERO_TILES_OF_STACKS, exponents)
+from refq.blocks.stacks import WORDS
 from refq.blocks.tiles import sides
 from refq.errors import InputError
 from refq.formats import codec
@@ -24,6 +26,7 @@ from refq.formats.table import columns
 from refq.formats.values import INF, NAN, NEG_INF, floor_log2
 
 LABEL, LINE = 15, 100                       # columns of labels and of whole lines
+CHOICES = ("source", "scales", "quotient")  # of a recipe, told where they are not exact
 
 
 def pairs(lines) -> str:
@@ -192,34 +195,33 @@ def _error(value, decoded):
 # why the scale is what it is
 
 def _why(block: Block, how: Recipe, given, shown: OneBlock) -> list[tuple[str, str]]:
-    rule = RULES[how.rule or block.rule]
-    lines = [("rule", f"{rule.name}: {rule.words} ({rule.clause})")]
+    rule, exact = RULES[how.rule or block.rule], how.scales == "exact"
     scale = ("scale", f"{block.scale} {hex_code(block.scale_row, shown.scale)} "
                       f"({short(meaning(block.scale_row, shown.scale))})")
+    lines = [("rule", f"{rule.name}: {rule.words} ({rule.clause})")] * (exact or how.rule is not None)
+    lines += [(f"  {field}", WORDS[field, getattr(how, field)]) for field in CHOICES
+              if getattr(how, field) != "exact"]
     kept = [value for value, keep in zip(given, shown.kept) if keep]
     finite = [value for value in kept if not isinstance(value, str)]
     if special := _special(how, kept):
         return [*lines, ("because", f"the block holds {special} (BLOCK-6)"), scale]
     if not any(finite):
-        return [*lines, ("because", f"every value is zero; a zero block gets {ZERO_TILES[how.zero_tile]} "
-                                    "(BLOCK-5)"), scale]
+        return [*lines, ("because", f"every value is zero; a zero block gets "
+                                    f"{(ZERO_TILES | ZERO_TILES_OF_STACKS)[how.zero_tile]} (BLOCK-5)"), scale]
+    if not exact:
+        return [*lines, ("amax", short(max(map(abs, finite)))), scale]
     if rule.kind == "exponent":
         steps, exponent = _exponent_steps(block, rule, finite)
-        if how.scales == "exact" and (offsets := _offset_lines(block, rule, exponent, given, shown)):
-            return [*lines, *steps, scale, *offsets]
-    else:
-        steps = _float_steps(block, rule, finite, shown)
-    if how.scales != "exact":
-        steps.append(("operations", f"in float32 as recipe {how.name} prescribes ({how.clause})"))
-    return [*lines, *steps, scale]
+        return [*lines, *steps, scale, *_offset_lines(block, rule, exponent, given, shown)]
+    return [*lines, *_float_steps(block, rule, finite, shown), scale]
 
 
 def _special(how: Recipe, values) -> str:
     """What decides a block with NaN or infinities, in words; "" where they are ignored or there are none."""
     if NAN in values and how.nan_tile != "ignored":
-        return f"NaN, which gives {NAN_TILES[how.nan_tile]}"
+        return f"NaN: {(NAN_TILES | NAN_TILES_OF_STACKS)[how.nan_tile]}"
     if (INF in values or NEG_INF in values) and how.inf_tile != "ignored":
-        return f"an infinity, which gives {INF_TILES[how.inf_tile]}"
+        return f"an infinity: {(INF_TILES | INF_TILES_OF_STACKS)[how.inf_tile]}"
     return ""
 
 

@@ -1,5 +1,6 @@
 """Saying what a block of a data type holds: a drawing of its bits, and its facts in words and formulas."""
 
+import textwrap
 from fractions import Fraction
 
 from refq.blocks.anatomy import FIELDS, LEAD, Part, block_bits, block_kind, block_values, parts_of
@@ -49,7 +50,8 @@ def drawing(name, width: int = WIDTH) -> str:
     for boxes in rows:
         lines += [line for line in (_GAP.join(cells).rstrip() for cells in zip(*boxes)) if line] + [""]
     letters = dict.fromkeys(letter for part in parts for letter, _ in part.fields)
-    return "\n".join([*lines, ", ".join(f"{letter} {FIELDS[letter]}" for letter in letters)])
+    legend = "; ".join(f"{letter} {FIELDS[letter]}" for letter in letters)
+    return "\n".join([*lines, *textwrap.wrap(legend, width)])
 
 
 def _box(part: Part, width: int) -> list[str]:
