@@ -13,6 +13,8 @@ import pytest
 
 import refq
 from refq import cli
+from refq.blocks import show as blocks_show
+from refq.blocks import table as blocks_table
 from refq.formats.rows import FORMATS
 from refq.models import example
 from refq.vectors import sets, vec
@@ -83,6 +85,18 @@ def test_formats_by_name(run):
     assert [entry["format"] for entry in described] == ["e2m1"]
 
 
+def test_formats_list_everything(run):
+    out, data = good(run("formats")), json.loads(good(run("formats", "--json")))
+    assert list(data) == ["formats", *blocks_table.SECTIONS]
+    for section, title in blocks_table.SECTIONS.items():
+        names = [next(iter(row.values())) for row in data[section]]
+        part = out.split(f"\n\n{title}\n\n")[1].split("\n\n")[0]
+        assert names and all(re.search(rf"^{re.escape(name)} ", part, re.MULTILINE) for name in names)
+    gguf = {row["GGUF type"]: row for row in data["gguf"]}
+    assert gguf["Q4_K"]["bits/value"] == "4.5" and gguf["Q4_K"]["encode"] == "decode only (search)"
+    assert "number" in good(run("formats", "q4_k")) and "GGUF-13" in good(run("formats", "gguf:q8_0"))
+
+
 # --- show -----------------------------------------------------------------------------------------
 
 def pairs(out):
@@ -142,6 +156,42 @@ def test_plot(run, tmp_path):
     assert left_behind(tmp_path) == ["a.SVG", "number-line.png"]
     assert (tmp_path / "number-line.png").read_bytes().startswith(b"\x89PNG")
     assert b"<svg" in (tmp_path / "a.SVG").read_bytes()[:1000]
+
+
+def test_show_a_block(run):
+    for name in ("mxfp4", "int4", "e4m3fn", "q4_0", "cb42f1346_e2m3fnuz_e8m0_t32s8"):
+        assert good(run("show", name)) == blocks_show.show_block(name) + "\n"
+
+
+def test_show_values_in_the_order_given(run):
+    """Values below zero stay where they are, whatever options stand between."""
+    out = good(run("show", "mxfp4", "1", "-7", "--recipe", "ocp,rule=rceil", "0.1", "-inf"))
+    assert "0.1 is taken as 13421773 * 2^-27, the nearest binary32" in out
+    lines = out.split("\n\n")[1].splitlines()[1:]
+    assert [line.split()[0] for line in lines] == ["1", "-7", "0.1", "-Inf"]
+    out = good(run("show", "--round", "rtz", "mxfp4", "-1.4", "2.9"))
+    assert [line.split()[-2] for line in out.split("\n\n")[1].splitlines()[1:]] == ["-1", "2"]
+    out = good(run("show", "mxfp4", "-1", "0.3", "--round", "sra", "--random-bits", "15", "--random-width", "4"))
+    assert [line.split()[-2] for line in out.split("\n\n")[1].splitlines()[1:]] == ["-1", "0.375"]
+
+
+def test_show_takes_a_name_of_both_kinds_for_what_fits(run):
+    """int4 is a number format and a data type: one operand is a number, several are a block, none is a drawing."""
+    assert pairs(good(run("show", "int4", "3")))["result"] == "int4 0x3 (3)"
+    assert "int4 0xf (-1)" not in good(run("show", "int4", "0xf")) and "0xf (-1)" in good(run("show", "int4", "0xf"))
+    assert "scale          binary16" in good(run("show", "int4", "3", "-7"))
+    assert "scale binary16" in good(run("show", "int4"))
+    assert "scale          e8m0" in good(run("show", "mxfp4", "3"))
+
+
+# --- plot of blocks -------------------------------------------------------------------------------
+
+def test_plot_blocks(run, tmp_path):
+    pytest.importorskip("matplotlib")
+    assert good(run("plot", "mxfp4", "b4int3", "int4")) == "blocks.png\n"
+    assert good(run("plot", "--blocks", "e4m3fn", "mxfp4", "-o", "x.svg")) == "x.svg\n"
+    assert good(run("plot", "int4", "uint4", "-o", "line.png")) == "line.png\n"
+    assert left_behind(tmp_path) == ["blocks.png", "line.png", "x.svg"]
 
 
 # --- vectors --------------------------------------------------------------------------------------
@@ -426,6 +476,13 @@ def test_any_terminal_encoding(encoding):
     for words, code in ((["formats", "e5m2"], 0), (["check", SET, "--device", wrong_device], 1)):
         done = process(*words, env={"PYTHONIOENCODING": encoding})
         assert done.returncode == code and done.stderr == "" and len(done.stdout) > 50
+
+
+@pytest.mark.parametrize("encoding, box", [("ascii", "+--"), ("cp437", "+--"), ("latin-1", "+--"), ("utf-8", "┌──")])
+def test_drawings_are_plain_where_the_terminal_is(encoding, box):
+    done = process("show", "mxfp4", env={"PYTHONIOENCODING": encoding}, encoding="utf-8")
+    assert done.returncode == 0 and done.stderr == "" and box in done.stdout
+    assert done.stdout.isascii() == (box == "+--") and "\\u" not in done.stdout
 
 
 def test_bytes_that_are_no_text_into_the_device():

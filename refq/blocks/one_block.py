@@ -209,7 +209,8 @@ def _why(block: Block, how: Recipe, given, shown: OneBlock) -> list[tuple[str, s
         return [*lines, ("because", f"every value is zero; a zero block gets "
                                     f"{(ZERO_TILES | ZERO_TILES_OF_STACKS)[how.zero_tile]} (BLOCK-5)"), scale]
     if not exact:
-        return [*lines, ("amax", short(max(map(abs, finite)))), scale]
+        stored = "" if shown.tensor_scale is None else f"{short(shown.tensor_scale)}, a {how.tensor}"
+        return [*lines, ("amax", short(max(map(abs, finite)))), *[("tensor scale", stored)] * bool(stored), scale]
     if rule.kind == "exponent":
         steps, exponent = _exponent_steps(block, rule, finite)
         return [*lines, *steps, scale, *_offset_lines(block, rule, exponent, given, shown)]
