@@ -1,6 +1,6 @@
 """The command line. Thin: every command calls one room of the house.
 
-Exit codes: 0 done (`check`: pass), 1 the device differs, 2 bad input or usage, 3 not a run, 130 interrupted,
+Exit codes: 0 done (`check`: pass, `diff`: the same), 1 the device or recipe differs, 2 bad input or usage, 3 not a run, 130 interrupted,
 141 nobody read the output.
 """
 
@@ -14,11 +14,11 @@ from pathlib import Path
 
 import refq
 from refq.errors import InputError
-from refq.files import write_whole
+from refq.files import load_arrays, write_whole
 from refq.formats import show, table
 from refq.formats.policies import OVERFLOWS, ROUNDINGS
 
-BAD_INPUT, INTERRUPTED, UNREAD = 2, 130, 141        # as shells report SIGINT and SIGPIPE
+DIFFERENT, BAD_INPUT, INTERRUPTED, UNREAD = 1, 2, 130, 141        # the last two as shells report signals
 NEGATIVE = re.compile(r"-(\.?\d|inf|nan)", re.IGNORECASE)
 HUGE = re.compile(r"[ep][+-]?\d{5,}", re.IGNORECASE)     # exponents that would cost memory and minutes
 CODE = re.compile("0x[0-9a-f]+(_[0-9a-f]+)*|0b[01]+(_[01]+)*", re.IGNORECASE)
@@ -69,7 +69,7 @@ def parser() -> argparse.ArgumentParser:
     """The commands and their options."""
     top = argparse.ArgumentParser(
         prog="refq", description="Bit-exact reference for low-precision number formats.",
-        epilog="Exit codes: 0 done, 1 a device differs, 2 bad input, 3 not a run, 130 interrupted, "
+        epilog="Exit codes: 0 done, 1 a device or recipe differs, 2 bad input, 3 not a run, 130 interrupted, "
                "141 nobody read the output.")
     top.add_argument("--version", action="version", version=f"refq {refq.__version__}")
     commands = top.add_subparsers(title="commands", metavar="COMMAND", required=True)
@@ -264,6 +264,44 @@ def _quantize(options) -> None:
     print(report.table())
 
 
+# -- diff ----------------------------------------------------------------------------------------------------
+
+def _build_diff(command):
+    add = command.add_argument
+    add("a", metavar="RECIPE_A", help="a recipe, plain or with changed fields: ocp, torchao_even, "
+                                      "ocp,rule=rceil; `refq formats` lists them")
+    add("b", metavar="RECIPE_B", help="the recipe to compare it with")
+    add("--dtype", required=True, help="data type that both quantise")
+    add("--input", metavar="FILE", help="count on this data: an .npy or .npz array or the weights of an .onnx "
+                                        "model (default: the data type's boundary set)")
+    add("--axis", type=int, help="axis that tiles of an array run along (default: the last; models know theirs)")
+    add("--json", action="store_true", help="as JSON")
+
+
+def _diff(options) -> int:
+    from refq.conformance import diff_report
+    from refq.conformance.differences import diff
+    arrays = None if options.input is None else _arrays(options.input, options.axis)
+    found = diff(options.a, options.b, options.dtype, arrays, options.input or "")
+    print(_json(diff_report.as_dict(found)) if options.json else diff_report.text(found))
+    return DIFFERENT if found.differ else 0
+
+
+def _arrays(path: str, axis: int | None):
+    """(array, axis) of every array of a file."""
+    kind = Path(path).suffix.lower()
+    if not Path(path).is_file():
+        raise InputError(f"{path} is no file")
+    if kind == ".onnx":
+        if axis is not None:
+            raise InputError("--axis goes with arrays; a model's layers say which axis they sum over")
+        from refq.models.matrices import weight_matrices
+        return [(matrix, along) for _, matrix, along in weight_matrices(path)]
+    if kind not in (".npy", ".npz"):
+        raise InputError(f"{path}: data comes as .npy, .npz or .onnx")
+    return [(array, -1 if axis is None else axis) for array in load_arrays(path).values()]
+
+
 # -- vectors, check, device ----------------------------------------------------------------------------------
 
 def _build_vectors(command):
@@ -392,6 +430,7 @@ COMMANDS = {
     "formats": (_build_formats, _formats, "list number formats, data types, rules, recipes, with derived facts"),
     "show": (_build_show, _show, "explain a code, a value, a block, and which rule decides; draw a block's bits"),
     "plot": (_build_plot, _plot, "draw number lines of formats, or the bits of blocks (needs matplotlib)"),
+    "diff": (_build_diff, _diff, "say where two recipes differ, by which rule, and what it costs"),
     "quantize": (_build_quantize, _quantize, "quantise the weights of an ONNX model"),
     "vectors": (_build_vectors, None, "list or generate golden-vector sets"),
     "check": (_build_check, _check, "judge a device against a golden-vector set"),

@@ -1,11 +1,32 @@
-"""Writing files whole or not at all."""
+"""Reading arrays; writing files whole or not at all."""
 
 import os
 import stat
 import tempfile
+import zipfile
 from pathlib import Path
 
+import numpy as np
+
 from refq.errors import InputError
+
+
+def load_arrays(path) -> dict[str, np.ndarray]:
+    """The arrays of an .npy or .npz file by name ("" for .npy's).
+
+    Raises InputError for a file that is none, is cut short, holds pickled objects or no number.
+    """
+    try:
+        loaded = np.load(path, allow_pickle=False)
+        arrays = {"": loaded} if isinstance(loaded, np.ndarray) else {name: loaded[name] for name in loaded.files}
+    except (ValueError, EOFError, OSError, zipfile.BadZipFile, KeyError) as error:
+        raise InputError(f"cannot read arrays from {path}: {error}") from None
+    for name, array in arrays.items():
+        if array.dtype.kind not in "fiu" or not array.size:
+            raise InputError(f"{path}: array {name!r} of dtype {array.dtype} and shape {array.shape} holds no numbers")
+    if not arrays:
+        raise InputError(f"{path} holds no array")
+    return arrays
 
 
 def write_whole(path, content) -> None:

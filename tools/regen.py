@@ -1,4 +1,4 @@
-"""Regenerate golden vectors, their manifest, formats.json and the README's tables.
+"""Regenerate golden vectors, their manifest, formats.json, and the tables in README.md and spec/.
 
     python tools/regen.py            write what differs, remove what no longer belongs
     python tools/regen.py --check    write nothing; list what differs and exit 1 if anything does
@@ -15,7 +15,10 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from refq.vectors import manifest, sets  # noqa: E402  (the repository's own refq, installed or not)
+from refq.blocks import table as blocks  # noqa: E402  (the repository's own refq, installed or not)
+from refq.conformance import divergences  # noqa: E402
+from refq.formats import table as formats  # noqa: E402
+from refq.vectors import manifest, sets  # noqa: E402
 
 VECTORS = ROOT / "vectors"
 TABLE = "(<!-- {0}:begin -->\n).*?(<!-- {0}:end -->)"
@@ -30,22 +33,19 @@ def generated() -> Iterator[tuple[Path, str]]:
         yield VECTORS / f"{name}.vec", vectors.text()
     yield VECTORS / "manifest.json", manifest.manifest(entries)
     yield VECTORS / "formats.json", manifest.formats()
-    yield from _readme()
+    yield from _pages()
 
 
-def _readme() -> Iterator[tuple[Path, str]]:
-    """The README with its tables filled in between their markers."""
-    path = ROOT / "README.md"
-    try:
-        from refq.blocks import table as blocks
-        from refq.formats import table as formats
+def _pages() -> Iterator[tuple[Path, str]]:
+    """The pages with generated tables, these filled in between their markers."""
+    for name, tables in (("README.md", {"formats": formats.markdown, "data-types": blocks.markdown}),
+                         ("spec/divergences.md", {"divergences": divergences.markdown})):
+        path = ROOT / name
         text = path.read_text(encoding="utf-8")
-    except (ImportError, FileNotFoundError):
-        return
-    for name, table in (("formats", formats), ("data-types", blocks)):
-        filled = table.markdown().strip()
-        text = re.sub(TABLE.format(name), lambda match: f"{match[1]}{filled}\n{match[2]}", text, flags=re.DOTALL)
-    yield path, text
+        for marker, table in tables.items():
+            filled = table().strip()
+            text = re.sub(TABLE.format(marker), lambda match: f"{match[1]}{filled}\n{match[2]}", text, flags=re.DOTALL)
+        yield path, text
 
 
 def main(argv=None) -> int:

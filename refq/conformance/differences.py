@@ -211,7 +211,7 @@ def _alone(tiles, block: Block):
 
 
 def _kinds(tiles, seen, block: Block) -> list[tuple[str, int, float]]:
-    """(kind, row, weight) of the smallest tile of every kind of difference; 0: none."""
+    """(kind, row, weight) of the smallest tile of every kind of difference."""
     a, b = seen
     tensor_a, tensor_b = (np.array([np.nan if t is None else float(t) for t in one.tensor]) for one in seen)
     tensors = ~((tensor_a == tensor_b) | np.isnan(tensor_a) & np.isnan(tensor_b))
@@ -222,15 +222,15 @@ def _kinds(tiles, seen, block: Block) -> list[tuple[str, int, float]]:
     number = np.select([np.isnan(at), np.isinf(at), at == 0, (value_a == 0) & (value_b == 0)],
                        ["the code of a NaN", "the code of an infinity", "the code of a zero",
                         "the sign of a value that becomes zero"], "the code of a number")
-    what = np.select([refused, tensors, scales, (a.codes != b.codes).any(axis=1)],
-                     ["refusal", "the tensor scale", "the scale", number], "")
+    what = np.select([refused, scales, (a.codes != b.codes).any(axis=1)], ["refusal", "the scale", number], "")
     kinds = np.char.add(np.char.add(what, " of "), _tile_words(tiles, block))
-    weights = _weights(tiles)
-    found = []
-    for kind in np.unique(kinds[what != ""]):
-        same = np.flatnonzero((kinds == kind) & (what != ""))
-        row = same[weights[same].argmin()]
-        found.append((str(kind), int(row), float(weights[row])))
+    groups = [(str(kind), (kinds == kind) & (what != "")) for kind in np.unique(kinds[what != ""])]
+    if tensors.any():
+        groups.append(("the tensor scale", tensors))        # beside whatever else the tile shows
+    weights, found = _weights(tiles), []
+    for kind, same in groups:
+        row = np.flatnonzero(same)[weights[same].argmin()]
+        found.append((kind, int(row), float(weights[row])))
     return found
 
 

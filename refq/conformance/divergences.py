@@ -79,7 +79,7 @@ DIVERGENCES = [
                "the code of a number of an ordinary"),
     Divergence(58, "+0 elements", "mxfp4", "torchao_rceil", "modelopt_mxfp4",
                "code 0: everyone but ModelOpt MXFP4, which gives 8", "X", "the code of a zero"),
-    Divergence(59, "−2 in `mxint8`", "mxint8", "ocp", "microxcaling",
+    Divergence(59, "−2 in `mxint8`", "mxint8", "ocp", "ocp,overflow=satsym",
                "a value: TOSA, gfloat. Unused: microxcaling, TensorCast", "C, X", "the code of a number"),
     Divergence(60, "largest tiles", "mxfp4", "torchao_even", "compressed_tensors_mx",
                "a number: torchao. NaN from 1.75 · 2^127 on: compressed-tensors", "X", "the scale of an ordinary"),

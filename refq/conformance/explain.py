@@ -136,7 +136,7 @@ def _rank(row, code: int) -> int:
 
 def _minus_zero(row, code: int) -> bool:
     if row.is_listed:
-        return code == row.minus_zero
+        return row.is_minus_zero(code)
     return exact(row, code) == 0 and split(row.layout, code >> row.layout.pad)[0]
 
 
