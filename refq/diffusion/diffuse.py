@@ -1,0 +1,163 @@
+"""Quantise a weight array so that a layer's output, not each weight alone, comes out near (Spec: ED-1 to ED-11).
+
+A layer computes O = X W^T: a sum of outer products, one a column of W. The residual U is what the output still
+owes; each column is coded to pay what it can, and what it leaves is owed by the next.
+"""
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from refq.blocks.quantize import Quantized
+from refq.blocks.recipes import recipe_of
+from refq.blocks.rows import data_type
+from refq.blocks.tiles import one_axis
+from refq.diffusion.columns import Coded, code_columns
+from refq.diffusion.gram import Gram, as_stream, as_streams, block_errors
+from refq.diffusion.grid import Grid
+from refq.diffusion.methods import METHODS, method_named
+from refq.diffusion.residual import code_by_residual
+from refq.errors import InputError
+
+SCALES = {
+    "weights": "the data type's rule on the block's weights",
+    "target": "the data type's rule on what the block's columns would be if it lost nothing itself",
+    "search": "of the weights' scale and those next to it the one that leaves the least output error",
+}
+FORMS = {"gram": "from sums of products of the inputs", "residual": "by the definition; the residual is kept whole"}
+
+
+@dataclass(frozen=True)
+class Step:
+    """One block of a trace. columns: its first and the one after its last. taken: for every tile from the top row
+    down the candidate scale it took, 0 for the rule's own. scales: their codes, or None where nothing has a scale.
+    error: the output error of all columns up to here."""
+
+    columns: tuple[int, int]
+    taken: np.ndarray
+    scales: np.ndarray | None
+    error: float
+
+
+@dataclass(frozen=True)
+class Diffused:
+    """A weight array, quantised beside its inputs.
+
+    quantized: as `quantize` makes it. method: what its codes come from; "rtn" where that was better on held-back
+    rows than the method asked for. asked: that one. scale: where blocks' scales came from, a key of SCALES;
+    "weights" where there was nothing to choose. error, rtn_error: ||X W^T - X^ Q^T||^2 on the rows given, of
+    `quantized` and of direct cast. held_error, held_rtn_error: of the method asked for and of direct cast on
+    the rows held back, or None. trace: a Step a block, or None.
+    """
+
+    quantized: Quantized
+    method: str
+    asked: str
+    scale: str
+    error: float
+    rtn_error: float
+    held_error: float | None = None
+    held_rtn_error: float | None = None
+    trace: tuple[Step, ...] | None = None
+
+
+def diffuse(w, x, x_hat=None, dtype="mxfp4", method="ed", axis=-1, scale="search", recipe=None, tensor_scale=None,
+            held=None, trace=False, form="gram") -> Diffused:
+    """Quantise the weights of a layer O = X W^T by the inputs that it meets.
+
+    w: (outputs, inputs) float array, or (inputs, outputs) with axis=0: `axis` is the one inputs lie along.
+    x: (rows, inputs) float: inputs in the float model; or a Gram that has them summed up (then x_hat is None).
+    x_hat: the same rows in the partly quantised model; None: they are x.
+    dtype: a data type's name or row. method: a key of METHODS. scale: a key of SCALES. recipe, tensor_scale: as
+    in `quantize`. held: rows kept back, x or (x, x_hat) or a Gram; where direct cast is better on them, it is
+    returned. trace: whether to return what happened block by block. form: a key of FORMS; "residual" is for "ed".
+    Raises InputError for shapes that do not fit, NaN and infinities, no rows and unknown names.
+    Spec: ED-1 to ED-11.
+    """
+    method, block = method_named(method), data_type(dtype)
+    for word, known, what in ((scale, SCALES, "scale"), (form, FORMS, "form")):
+        if not isinstance(word, str) or word not in known:
+            raise InputError(f"{what} {word!r} is not known; allowed are {', '.join(known)}")
+    w, axis = _weights(w, axis)
+    grid = Grid(w, block, recipe_of(block, recipe), axis, tensor_scale)
+    lines = np.ascontiguousarray((w if axis == 1 else w.T).T, dtype=np.float64)
+    streams = None if isinstance(x, Gram) else as_streams(x, x_hat, grid.columns)
+    gram = _gram(x, x_hat, grid.columns, "x")
+    held = None if held is None else _gram(*(held if isinstance(held, tuple) else (held, None)), grid.columns, "held")
+    scale = scale if grid.movable and method.plan and (scale != "search" or grid.plain) else "weights"
+    if form == "residual":
+        if method.name != "ed" or streams is None:
+            raise InputError("the residual form is the definition of method 'ed' and needs x itself, not a Gram; "
+                             f"got method {method.name!r}")
+        whole = [np.ascontiguousarray(part, np.float64) for part in (streams[0], streams[-1 if x_hat is not None else 0])]
+        coded = code_by_residual(lines, *whole, grid, scale)[0]
+    else:
+        coded = code_columns(method.plan(gram, lines), grid, scale) if method.plan else _direct(grid)
+    return _result(grid, method.name, scale, coded, gram, held, lines, trace)
+
+
+def diffuse_gram(w, gram: Gram, dtype="mxfp4", method="ed", axis=-1, scale="search", recipe=None,
+                 tensor_scale=None, held=None, trace=False) -> Diffused:
+    """As `diffuse`, from Gram matrices summed over batches. Spec: ED-7."""
+    if not isinstance(gram, Gram):
+        raise InputError(f"gram must be a Gram, got {type(gram).__name__}; diffuse takes the inputs themselves")
+    return diffuse(w, gram, None, dtype, method, axis, scale, recipe, tensor_scale, held, trace)
+
+
+def _direct(grid: Grid) -> Coded:
+    """Direct cast as the loop would give it. Spec: ED-6."""
+    q = grid.direct
+    values = q.dequantize(np.float64)
+    codes, values = (np.ascontiguousarray((part if grid.axis == 1 else part.T).T) for part in (q.codes, values))
+    return Coded(codes, values, [], [])
+
+
+def _result(grid: Grid, asked: str, scale: str, coded: Coded, gram: Gram, held, lines, trace) -> Diffused:
+    direct = _direct(grid)
+    quantized = grid.quantized(coded.codes, coded.choices) if coded.choices else grid.direct
+    used, held_errors = asked, (None, None)
+    if held is not None:
+        held_errors = held.errors(lines, coded.values, direct.values)
+        if held_errors[1] < held_errors[0]:
+            used, quantized, coded = "rtn", grid.direct, replace(direct)
+    error, rtn_error = gram.errors(lines, coded.values, direct.values)
+    steps = _trace(grid, coded, gram, lines) if trace else None
+    return Diffused(quantized, used, asked, scale, error, rtn_error, *held_errors, steps)
+
+
+def _trace(grid: Grid, coded: Coded, gram: Gram, lines):
+    errors = block_errors(gram, lines, coded.values, grid.edges)
+    choices = coded.choices or [None] * len(errors)
+    taken = coded.taken or [np.zeros(1, np.intp)] * len(errors)
+    return tuple(Step((start, stop), which, None if choice is None else choice.codes, error)
+                 for start, stop, which, choice, error in
+                 zip(grid.edges, grid.edges[1:], taken, choices, errors))
+
+
+def _weights(w, axis):
+    """(w, axis from 0) of a (outputs, inputs) array."""
+    w = np.asarray(w)
+    if w.ndim != 2 or 0 in w.shape:
+        raise InputError(f"w must be an array of shape (outputs, inputs), none of them 0, got the shape {w.shape}")
+    axis = one_axis(w.shape, axis)
+    as_stream(w if w.dtype.kind != "V" else w.astype(np.float64), "w")
+    return w, axis
+
+
+def _gram(x, x_hat, columns: int, name: str) -> Gram:
+    """Gram matrices of the inputs given, or those given. Raises InputError where there are no rows."""
+    if isinstance(x, Gram):
+        if x_hat is not None:
+            raise InputError(f"{name} is a Gram, which has both streams: x_hat must be None")
+        gram = x
+        if gram.columns != columns:
+            raise InputError(f"{name} has {gram.columns} columns, but the layer has {columns} inputs")
+    else:
+        gram = Gram(columns)
+        gram.update(x, x_hat)
+    if not gram.rows:
+        raise InputError(f"{name} has 0 rows; at least 1 is needed")
+    return gram
+
+
+__all__ = ["METHODS", "SCALES", "Diffused", "Gram", "Step", "diffuse", "diffuse_gram"]

@@ -1,0 +1,349 @@
+"""The grid of a weight array in one data type: which scales a block of columns may have, and what a column of
+values is cast to once they are chosen.
+
+Arrays here lie column by column: (columns, rows), a column of W being one line of memory. Tiles that share a
+scale across rows, subtiles, zero points and codebooks are all spread to one line a unit of columns, so that
+casting a column is arithmetic on lines. Spec: ED-2, ED-4, ED-5.
+"""
+
+from dataclasses import dataclass, replace
+from functools import cached_property, lru_cache
+
+import numpy as np
+
+from refq.blocks.elements import Casting, zero_code
+from refq.blocks.quantize import Quantized, quantize
+from refq.blocks.recipes import Recipe
+from refq.blocks.rows import Block
+from refq.blocks.rules import RULES
+from refq.blocks.scales import OVERFLOW, Scales, exponents, to_odd
+from refq.blocks.tiles import Tiles, sides
+from refq.errors import InputError
+from refq.formats import codec
+from refq.formats.policies import rounding_rule
+
+PLAIN_ROUNDINGS = ("rne", "rna", "rnz", "rtz")  # what needs no guard where a quotient underflows to zero
+
+# Candidates of the scale search (ED-5): exponents beside the rule's own, and eighths of an octave.
+EXPONENT_STEPS = (0, 1, -1)
+EIGHTHS = (0, 1, -1, -2, -3, -4)
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The scales of a block of columns: its tiles from the top row down.
+
+    codes: (tiles,). offsets: (tiles, parts) of each level. zeros: (tiles,) or None. tables: (tiles, units) or None.
+    steps: (units along the block, rows) what one code step means: scale x tensor scale x subtile.
+    divisor: likewise, what values are divided by. dead: (rows,) or None: where all elements are zero.
+    zero: (rows,) the zero point as a number, or None. taken: (units along, rows) tables, or None.
+    """
+
+    codes: np.ndarray | None
+    steps: np.ndarray
+    divisor: np.ndarray
+    offsets: tuple = ()
+    zeros: np.ndarray | None = None
+    tables: np.ndarray | None = None
+    dead: np.ndarray | None = None
+    zero: np.ndarray | None = None
+    taken: np.ndarray | None = None
+
+
+class Grid:
+    """A weight array (rows, columns) and its data type.
+
+    direct: what quantize makes of it. width: columns of a block. edges: where blocks begin, and the last end.
+    movable: whether blocks have scales that can be chosen while columns are coded.
+    """
+
+    def __init__(self, w, block: Block, how: Recipe, axis: int, tensor_scale=None):
+        if rounding_rule(how.rounding).stochastic:
+            raise InputError(f"rounding {how.rounding!r} of recipe {how.name!r} is not defined here; "
+                             "deterministic roundings are allowed")
+        self.block, self.how, self.axis = block, how, axis
+        self.direct = quantize(w, block, axis, recipe=how, tensor_scale=tensor_scale)
+        lines = w if axis == 1 else w.T
+        self.source = lines.astype(np.float32 if codec.source_row(lines.dtype).precision <= 24 else np.float64)
+        self.rows, self.columns = lines.shape
+        mask = self.direct.mask
+        self.mask = None if mask is None else np.ascontiguousarray((mask if axis == 1 else mask.T).T)
+        if mask is not None:
+            self.source[~self.mask.T] = 0
+        along = sides(block.tile)[1] if block.scale else None
+        self.movable = isinstance(along, int)
+        self.width = min(along, self.columns) if self.movable else self.columns
+        self.edges = [*range(0, self.columns, self.width), self.columns]
+
+    @cached_property
+    def plain(self) -> bool:
+        """Whether scales and quotients are exact, so that scales may be chosen and lines are cast directly."""
+        how = self.how
+        return ((how.scales, how.quotient, how.finish, how.tensor) == ("exact", "exact", "kept", "multiplier")
+                and how.rounding in PLAIN_ROUNDINGS and (self.block.zero is None or how.rounding == "rne"))
+
+    @property
+    def code_dtype(self):
+        return codec.code_dtype(self.block.element_row)
+
+    # --- scales -------------------------------------------------------------------------------------------
+
+    def frame(self, columns: int) -> Tiles:
+        """How so many columns fall into tiles."""
+        return _frame(self.block, self.rows, columns)
+
+    def of_values(self, values) -> Choice:
+        """The choice that the data type's rule makes for a block of values, (rows, columns of the block)."""
+        if self.block.scale is None:
+            ones = np.ones((1, self.rows))
+            return Choice(None, ones, ones)
+        frame, values = self.frame(values.shape[1]), np.ascontiguousarray(values)
+        if not self.plain:
+            values = values.astype(self.source.dtype, copy=False)
+        flat = frame.cut(values)
+        with np.errstate(all="ignore"):
+            scales = self.how.scales_of(flat, frame, self.block, self.direct.tensor_scale)
+        return self._choice(frame, flat, scales)
+
+    def neighbours(self, choice: Choice, values) -> list[Choice]:
+        """The candidates of the scale search around a choice made for values, itself first. Spec: ED-5."""
+        frame = self.frame(values.shape[1])
+        flat = frame.cut(np.ascontiguousarray(values))
+        return [choice] + [self._choice(frame, flat, self._scales(frame, flat, codes, choice.offsets))
+                           for codes in self._codes_beside(choice.codes)]
+
+    def _codes_beside(self, codes):
+        row = self.block.scale_row
+        if RULES[self.block.rule].kind == "exponent":
+            lowest, highest, code_of = exponents(row.name)
+            exponent = np.frexp(codec.decode(codes, row, np.float64))[1] - 1
+            return [code_of[np.clip(exponent + step, lowest, highest) - lowest].astype(codes.dtype)
+                    for step in EXPONENT_STEPS[1:]]
+        values = codec.decode(codes, row, np.float64)
+        found = []
+        for eighths in EIGHTHS[1:]:
+            moved = codec.encode(values * EIGHTH_POWERS[eighths], row, "rne", OVERFLOW)
+            moved = np.where((moved == 0) & (codes != 0), codes, moved).astype(codes.dtype)
+            if not any((moved == other).all() for other in (codes, *found)):
+                found.append(moved)
+        return found
+
+    def _scales(self, frame, flat, codes, offsets) -> Scales:
+        """Scales of given codes: with the offsets given, and zero points that go with them."""
+        values = codec.decode(codes, self.block.scale_row, np.float64)
+        values = values * (1.0 if self.direct.tensor_scale is None else float(self.direct.tensor_scale))
+        zeros = None
+        if self.block.zero:
+            row, reach = self.block.zero_row, np.maximum(-flat.min(axis=1), 0).astype(np.float64)
+            point = reach if row.is_float else to_odd(reach) / np.where(values > 0, values, 1.0)
+            zeros = codec.encode(point, row, "rne", OVERFLOW)
+        divisor = np.where(values > 0, values, 1.0)[:, None] * self._factors(frame, offsets)
+        return Scales(codes, divisor, values == 0, self.direct.tensor_scale, offsets, zeros)
+
+    def _factors(self, frame, offsets):
+        """2^offset or 2^-offset of every unit of every tile: (tiles, units), or 1."""
+        units, found = frame.values // (frame.unit[0] * frame.unit[1]), 1.0
+        for part in offsets:
+            wide = np.repeat(part.astype(np.int64), units // part.shape[1], axis=1)
+            found = np.ldexp(found, wide if self.block.rule == "hif4" else -wide)
+        return found
+
+    def _choice(self, frame, flat, scales: Scales) -> Choice:
+        block, tensor_scale = self.block, self.direct.tensor_scale
+        values = codec.decode(scales.codes, block.scale_row, np.float64)
+        if tensor_scale is not None:
+            outer = float(tensor_scale)
+            values = values / outer if self.how.tensor == "divisor" else values * outer
+        steps = values[:, None] * self._factors(frame, scales.offsets)
+        spread = self._spreader(frame)
+        tables = None
+        if len(block.tables) > 1:
+            unit, valid = frame.unit[0] * frame.unit[1], frame.valid()
+            casting = Casting(flat.reshape(-1, unit), scales, block, self.how, self.how.rounding)
+            tables = casting.best_codes(None if valid is None else valid.reshape(-1, unit))[1]
+            tables = tables.reshape(len(flat), -1)
+        dead = scales.dead | (values == 0)
+        zeros, shape = scales.zeros, (len(flat), frame.values // (frame.unit[0] * frame.unit[1]))
+        number = None if zeros is None else codec.decode(zeros, block.zero_row, np.float64)
+        per_tile = frame.size
+        return Choice(
+            scales.codes, spread(np.broadcast_to(steps, shape), frame.unit),
+            spread(np.broadcast_to(scales.divisor, shape), frame.unit),
+            scales.offsets, zeros, tables,
+            spread(dead[:, None], per_tile)[0] if dead.any() else None,
+            None if number is None else spread(number[:, None], per_tile)[0],
+            None if tables is None else spread(tables, frame.unit))
+
+    def _spreader(self, frame):
+        """(tiles, parts) of parts of a size -> (parts along the block, rows)."""
+        def spread(parts, size):
+            if not frame.axes:
+                return np.repeat(parts.reshape(1, 1), self.rows, axis=1)
+            lines = frame.join_parts(np.ascontiguousarray(parts), size).T
+            return np.ascontiguousarray(np.repeat(lines, size[0], axis=1)[:, : self.rows])
+        return spread
+
+    # --- columns ------------------------------------------------------------------------------------------
+
+    def caster(self, choices, first: int):
+        """A function (column of the block, values, codes, room) that casts a line of values.
+
+        choices: the candidates, whose lines lie side by side: a line is len(choices) x rows long. first: the
+        block's first column. Writes codes, and what they mean into room; may change the values.
+        """
+        several = len(choices)
+        steps, divisor = (_beside([getattr(c, name) for c in choices]) for name in ("steps", "divisor"))
+        dead = [np.zeros(self.rows, bool) if c.dead is None else c.dead for c in choices]
+        dead = np.concatenate(dead) if any(c.dead is not None for c in choices) else None
+        zero = None if choices[0].zero is None else np.concatenate([c.zero for c in choices])
+        taken = None if choices[0].taken is None else _beside([c.taken for c in choices])
+        length = several * self.rows
+        cast = self._asymmetric(zero, length) if zero is not None else self._symmetric(length, taken)
+        if not self.plain:
+            cast = self._by_recipe(choices, zero)
+        unit = self.frame(self.width).unit[1] if self.block.scale and self.block.tile != "tensor" else self.columns
+        nothing, power = zero_code(self.block.element_row), RULES[self.block.rule].kind == "exponent"
+        inverse = 1 / divisor if power and self.plain else None
+
+        def run(column, values, codes, room):
+            u = column // unit
+            if self.mask is not None:
+                np.copyto(values, 0.0, where=np.tile(~self.mask[first + column], several))
+            if inverse is not None:
+                np.multiply(values, inverse[u], out=room)
+                cast(u, room, divisor[u], codes, room)
+            else:
+                cast(u, values, divisor[u], codes, room)
+            room *= steps[u]
+            if zero is not None and self.block.zero_row.is_float:
+                room -= zero
+            if dead is not None:
+                codes[dead], room[dead] = nothing, 0.0
+        return run
+
+    def _symmetric(self, length: int, taken):
+        exponent = RULES[self.block.rule].kind == "exponent"
+        runs = [self._runs(row) for row in self.block.tables]
+        quotient = np.empty(length)
+        members = {}
+
+        def one(u, values, divisor, codes, room):
+            y = values if exponent else np.divide(values, divisor, out=quotient)
+            runs[0][0](y.view(np.uint64), codes)
+            runs[0][1](codes, room)
+
+        def chosen(u, values, divisor, codes, room):
+            y = np.divide(values, divisor, out=quotient) if not exponent else values.copy()
+            if u not in members:
+                members[u] = [np.flatnonzero(taken[u] == table) for table in range(len(runs))]
+            for (encode, decode), places in zip(runs, members[u]):
+                if places.size:
+                    some, meant = np.empty(places.size, codes.dtype), np.empty(places.size)
+                    encode(y[places].view(np.uint64), some)
+                    decode(some, meant)
+                    codes[places], room[places] = some, meant
+        return one if taken is None else chosen
+
+    def _runs(self, row):
+        return (codec.encoder(codec.source_row(np.float64), row, self.how.rounding, self.how.overflow),
+                codec.decoder(row, np.dtype(np.float64)))
+
+    def _asymmetric(self, zero, length: int):
+        """Spec: BLOCK-14, with quotients in float64."""
+        top, shifted = self.block.element_row.layout.max_index, self.block.zero_row.is_float
+        quotient = np.empty(length)
+
+        def cast(u, values, divisor, codes, room):
+            y = np.divide(values + zero if shifted else values, divisor, out=quotient)
+            np.rint(y, out=y)
+            if not shifted:
+                y += zero
+            np.clip(y, 0, top, out=y)
+            codes[...] = y
+            np.subtract(y, 0 if shifted else zero, out=room)
+        return cast
+
+    def _by_recipe(self, choices, zero):
+        """Casts as a recipe prescribes that divides or finishes in a way of its own."""
+        if len(self.block.tables) > 1:
+            raise InputError(f"recipe {self.how.name!r} cannot diffuse {self.block.name}, which has codebooks")
+        (choice,) = choices
+        decode = codec.decoder(self.block.element_row, np.dtype(np.float64))
+        tiles = None
+        if choice.zeros is not None:
+            tiles = self._spreader(self.frame(self.width))(choice.zeros[:, None], self.frame(self.width).size)[0]
+
+        def cast(u, values, divisor, codes, room):
+            lines = np.ascontiguousarray(values[:, None], dtype=self.source.dtype)
+            none = np.zeros(self.rows, bool)
+            scales = Scales(none, np.ascontiguousarray(divisor)[:, None], none, self.direct.tensor_scale, (), tiles)
+            with np.errstate(all="ignore"):
+                codes[...] = Casting(lines, scales, self.block, self.how, self.how.rounding).codes()[:, 0]
+            decode(codes, room)
+            if zero is not None and not self.block.zero_row.is_float:
+                room -= zero
+        return cast
+
+    # --- the result ---------------------------------------------------------------------------------------
+
+    def quantized(self, codes, choices: list[Choice]) -> Quantized:
+        """The array that quantize would make of these codes, (columns, rows), and of each block's choice."""
+        def turned(lines):
+            return np.ascontiguousarray(lines if self.axis == 1 else lines.T)
+        made = replace(self.direct, codes=turned(codes.T))
+        if self.block.scale is None:
+            return made
+        frames = [self.frame(stop - start) for start, stop in zip(self.edges, self.edges[1:])]
+
+        def joined(name, size_of, place=None):
+            parts = [getattr(c, name) if place is None else getattr(c, name)[place] for c in choices]
+            lines = [f.join_parts(np.ascontiguousarray(part.reshape(part.shape[0], -1)), size_of(f))
+                     for f, part in zip(frames, parts)]
+            return turned(np.concatenate(lines, axis=1) if frames[0].axes else lines[0])
+        levels = [sides(size) for size, bits in self.block.subtiles if bits]
+        return replace(
+            made, scales=joined("codes", lambda f: f.size),
+            offsets=tuple(joined("offsets", lambda f, size=size: size, place) for place, size in enumerate(levels)),
+            zeros=None if made.zeros is None else joined("zeros", lambda f: f.size),
+            tables=None if made.tables is None else joined("tables", lambda f: f.unit))
+
+    def tile_rows(self, lines):
+        """(anything, rows) summed over the rows that share a scale: (anything, tiles)."""
+        size = self._cross
+        return lines if size == 1 else np.add.reduceat(lines, np.arange(0, self.rows, size), axis=-1)
+
+    def of_rows(self, tiles):
+        """(tiles,) -> (rows,)"""
+        return np.repeat(tiles, self._cross)[: self.rows]
+
+    @property
+    def _cross(self) -> int:
+        across = sides(self.block.tile)[0]
+        return self.rows if across == "channel" else min(across, self.rows)
+
+    def merged(self, candidates: list[Choice], best) -> Choice:
+        """One choice that takes candidate best[tile] for every tile."""
+        def pick(parts, index):
+            found = parts[0].copy()
+            for place, part in enumerate(parts[1:], 1):
+                found[..., index == place] = part[..., index == place]
+            return found
+
+        def of_tiles(name):
+            parts = [getattr(c, name) for c in candidates]
+            return None if parts[0] is None else pick([part.T for part in parts], best).T
+        return replace(candidates[0], codes=of_tiles("codes"), zeros=of_tiles("zeros"), tables=of_tiles("tables"))
+
+
+# 2^(j/8), float64
+EIGHTH_POWERS = {j: float(2.0 ** (j / 8)) for j in EIGHTHS}
+
+
+@lru_cache(maxsize=64)
+def _frame(block: Block, rows: int, columns: int) -> Tiles:
+    axis = (0, 1) if isinstance(block.tile, tuple) else 1
+    return Tiles.of((rows, columns), block.tile, axis, block.subtiles[-1][0] if block.subtiles else None)
+
+
+def _beside(parts):
+    return parts[0] if len(parts) == 1 else np.concatenate(parts, axis=1)
