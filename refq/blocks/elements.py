@@ -52,20 +52,23 @@ class Casting:
     def best_codes(self, valid=None):
         """(element codes, the table that each unit takes). valid: False where values are padding. Spec: CB-4."""
         tables = self.block.tables
-        casts = [self._symmetric(row) for row in tables]
-        runs = [codec.decoder(row, np.dtype(np.float64), self.rows.size) for row in tables]
+        quotients, working = self._quotients(min(tables, key=lambda row: row.min_positive))
+        runs = [self._encoding(row, working) for row in tables]
+        decoders = [codec.decoder(row, np.dtype(np.float32), self.rows.size) for row in tables]
         found = np.empty(self.rows.shape, codec.code_dtype(tables[0]))
         chosen = np.empty(len(self.rows), np.uint8)
-        divisor = self._divisor
+        # Quotients by powers of two are exact, or so small that every table has a zero for them.
+        powers = RULES[self.block.rule].kind == "exponent" and self.rounding in ("rne", "rna", "rnz", "rtz")
         for rows in slabs(self.rows):
-            part = self.rows[rows]
-            codes = np.empty((len(tables), *part.shape), found.dtype)
-            values = np.empty((len(tables), *part.shape))
-            for cast, run, some, values_of in zip(casts, runs, codes, values):
-                cast(rows, slice(None), some)
-                run(some.reshape(-1), values_of.reshape(-1))
-            chosen[rows] = codebooks.select(part, list(values), divisor[rows], None if valid is None else valid[rows])
-            found[rows] = np.take_along_axis(codes, chosen[rows].astype(np.intp)[None, :, None], axis=0)[0]
+            y = quotients(rows, slice(None))
+            codes, values = np.empty((len(tables), *y.shape), found.dtype), np.empty((len(tables), *y.shape), np.float32)
+            for run, decode, some, back in zip(runs, decoders, codes, values):
+                run(y, rows, slice(None), some)
+                decode(some.reshape(-1), back.reshape(-1))
+            part, divisor = (y, None) if powers else (self.rows[rows], self._divisor[rows])
+            chosen[rows] = codebooks.select(part, values, divisor, None if valid is None else valid[rows])
+            place = chosen[rows] * np.intp(len(part)) + np.arange(len(part))
+            found[rows] = codes.reshape(-1, part.shape[1]).take(place, axis=0)
         dead = self._dead
         found[dead], chosen[dead] = zero_code(tables[0]), 0
         return found, chosen
@@ -87,26 +90,41 @@ class Casting:
 
     def _symmetric(self, row: Row):
         """A function (rows, columns, room) that writes the codes of a piece."""
-        rule, divisor = rounding_rule(self.rounding), self._divisor
-        quotients, factor, working = self._division(row, divisor, rule.stochastic)
-        run = codec.encoder(codec.source_row(working), row, self.rounding, self.recipe.overflow, self.rows.size,
-                            self.random_width)
+        quotients, working = self._quotients(row)
+        run = self._encoding(row, working)
+        return lambda rows, columns, room: run(quotients(rows, columns), rows, columns, room)
+
+    def _quotients(self, row: Row):
+        """(a function (rows, columns) -> what is rounded, valid until the next call; its dtype)"""
+        rule = rounding_rule(self.rounding)
+        way, factor, working = self._division(row, self._divisor, rule.stochastic)
         scratch, tiniest = np.empty(min(self.rows.size, _room(self.rows)), working), _tiniest(working)
-        finish = FINISHES[self.recipe.finish]
         directed = row.is_listed or rule.name in ("rup", "rdn", "rto")
         guarded = directed and self.recipe.quotient == "exact"
 
-        def cast(rows, columns, room):
+        def quotients(rows, columns):
             part = self.rows[rows, columns]
-            y = quotients(part, beside(factor[rows], part), scratch[: part.size].reshape(part.shape))
+            y = way(part, beside(factor[rows], part), scratch[: part.size].reshape(part.shape))
             if guarded:                                 # what underflows is still not zero
-                np.copyto(y, np.copysign(tiniest, part), where=(y == 0) & (part != 0))
+                lost = (y == 0) & (part != 0)
+                if lost.any():
+                    y[lost] = np.copysign(tiniest, part[lost])
+            return y
+        return quotients, working
+
+    def _encoding(self, row: Row, working):
+        """A function (quotients, rows, columns, room) that writes their codes."""
+        run = codec.encoder(codec.source_row(working), row, self.rounding, self.recipe.overflow, self.rows.size,
+                            self.random_width)
+        finish = FINISHES[self.recipe.finish]
+
+        def encode(y, rows, columns, room):
             bits = None if self.draws is None else self.draws[rows, columns].reshape(-1)
             flat = room.reshape(-1)
             run(y.reshape(-1).view(f"u{working.itemsize}"), flat, bits)
             if finish:
                 finish(flat, y.reshape(-1), row)
-        return cast
+        return encode
 
     def _division(self, row: Row, divisor, stochastic: bool):
         """(quotient function, factors, dtype of the quotients)"""
