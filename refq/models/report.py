@@ -230,14 +230,12 @@ class _Bounds:
         return cls(low, high, size)
 
     def slabs(self, shape) -> Iterator[tuple[slice, ...]]:
-        """Pieces of a matrix of about SLAB values, whole tiles along the axis that has the most of them."""
+        """Pieces of about SLAB values of a matrix: whole tiles along the first axis that has enough."""
         tiles = [count if count > 1 else have for count, have in zip(self.high.shape, shape)]
-        across = max(range(len(shape)), key=lambda axis: tiles[axis], default=None)
-        if across is None:
-            yield ()
-            return
+        pieces = -(-int(np.prod(shape)) // SLAB)
+        across = max(range(len(shape)), key=lambda axis: min(tiles[axis], pieces))
         size = self.size[across] if self.high.shape[across] > 1 else 1
-        step = size * max(1, SLAB * tiles[across] // max(int(np.prod(shape)), 1))
+        step = size * max(1, tiles[across] // max(pieces, 1))
         for start in range(0, shape[across], step):
             yield tuple(slice(start, min(start + step, have)) if axis == across else slice(0, have)
                         for axis, have in enumerate(shape))
