@@ -9,22 +9,24 @@ import pytest
 from hypothesis import given, settings, strategies as st
 
 import refq
+from refq.conformance import explain
 from refq.conformance.check import check
 from refq.errors import InputError
-from refq.formats import codec, fast, values
+from refq.formats import codec, fast, show, values
 from refq.formats.listed import (
-    LNS, Codebook, Listed, Posit, Takum, boundaries, columns, key, significant_bits)
+    LNS, Codebook, Exponent, Listed, Posit, Takum, boundaries, columns, key, significant_bits)
 from refq.formats.plot import number_line
+from refq.formats.policies import OVERFLOWS
 from refq.formats.rows import FORMATS, LISTED, registered
 from refq.formats.show import show_cast, show_code
-from refq.vectors import coverage
+from refq.vectors import coverage, sets
 from spec.oracle import listed as oracle
 
 F64, F32 = FORMATS["binary64"], FORMATS["binary32"]
 SMALL = [name for name, row in LISTED.items() if row.bits <= 8]
 WIDE = [name for name, row in LISTED.items() if row.bits > 8]
 BY_RULE = ["posit3", "posit4", "posit5", "posit6", "takum_linear3", "takum_linear6", "takum_log6", "lns4f0",
-           "lns5f1", "lns6f4"]
+           "lns5f1", "lns6f4", "pow2int2", "pow2int3", "pow2int5"]
 
 # code -> value as text, from the published tables (formats.md 7.1 and 8)
 ANCHORS = {
@@ -43,6 +45,8 @@ ANCHORS = {
              7: "0x1p-16", 8: "1", 0x0F: "1.875", 0x10: "2", 0x18: "0.5", 0x20: "4", 0x7E: "0x1p-15",
              0x7F: "0x1.8p-15"},
     "lns8f3": {0: "1", 0x40: "0", 0xC0: "nan", 8: "2", 0x78: "0.5", 0x80: "-1"},
+    "pow2int8": {0: "1", 1: "2", 0x7F: "0x1p127", 0x80: "nan", 0x81: "0x1p-127", 0xFF: "0.5"},
+    "pow2int3": {0: "1", 1: "2", 2: "4", 3: "8", 4: "nan", 5: "0.125", 6: "0.25", 7: "0.5"},
 }
 
 
@@ -264,6 +268,13 @@ def test_own_rules():
     assert code("hif8", 18) == code("hif8", 20) and code("hif8", 17.9) == code("hif8", 16)      # ties away
     assert code("lns8f3", 0, 1e-300, 1e300, -1e300, np.nan) == [0x40, 0x41, 0x3F, 0xBF, 0xC0]
     assert code("lns8f3", 1e300, np.inf, overflow="nonsat") == [0xC0, 0xC0]
+    assert code("pow2int8", 1, 3, 2.99, 1e-300, 1e300, np.inf, np.nan) == [0, 2, 1, 0x81, 0x7F, 0x7F, 0x80]
+    assert code("pow2int8", 0, -0.0, -1, -1e300, -np.inf) == [0x81] * 5
+    assert code("pow2int8", 0, -1, -np.inf, np.inf, 3 * 2.0 ** 126, overflow="nonsat") == [0x81] + [0x80] * 4
+    assert code("pow2int8", 0, -2, -np.inf, overflow="cuda-satfinite") == [0x81, 1, 0x7F]
+    assert code("pow2int8", 0, 1e-300, -1, overflow="ml_dtypes") == [0x80, 0x81, 0x80]
+    assert code("pow2int3", 0.01, 11.9, 12, 0) == [5, 3, 3, 5]
+    assert code("pow2int3", 11.9, 12, overflow="nonsat") == [3, 4]
 
 
 def test_posits_round_on_the_bit_string():
@@ -272,21 +283,66 @@ def test_posits_round_on_the_bit_string():
     assert refq.encode(x, "posit8").tolist() == [0x7E, 0x7E, 0x7F]
 
 
+@pytest.mark.parametrize("overflow", OVERFLOWS)
+@pytest.mark.parametrize("rounding", ["rne", "rna"])
+def test_integer_exponents_have_the_values_of_e8m0(rounding, overflow):
+    """LIST-8: every 16-bit source word, and float32 at the boundaries, become the same value."""
+    words_of = np.arange(1 << 16, dtype=np.uint16)
+    sources = [(FORMATS["binary16"], words_of), (FORMATS["bfloat16"], words_of),
+               (F32, coverage.boundary(F32, FORMATS["e8m0"])), (F64, coverage.boundary(F64, FORMATS["e8m0"]))]
+    for source, x in sources:
+        biased = codec.convert(x, source, "e8m0", rounding, overflow)
+        plain = codec.convert(x, source, "pow2int8", rounding, overflow)
+        assert np.array_equal(plain, biased - np.uint8(127)), source.name       # NaN: 255 - 127 = 80
+
+
+def test_exponents_for_scales():
+    for bits in range(2, 9):
+        row = refq.number_format(f"pow2int{bits}")
+        values_of = refq.decode(row.exponent_codes.astype(np.uint8), row, np.float64)
+        exponents = np.arange(row.lowest_exponent, row.highest_exponent + 1)
+        assert np.array_equal(values_of, 2.0 ** exponents) and row.count_finite == exponents.size
+        assert row.nan_codes == [1 << (bits - 1)] and not row.has_zero and row.code_of_one == 0
+        assert (row.lowest, row.max) == (row.min_positive, 1 / row.min_positive) and row.precision == 1
+
+
+@pytest.mark.parametrize("plain, biased", [
+    (("e2m1_pow2int8_t32",), ("e2m1_e8m0_t32",)), (("mxint8_pow2int8_t32",), ("mxint8_e8m0_t32",)),
+    (("tcast:int4", "int8_t32"), ("tcast:int4", "e8m0_t32"))])
+def test_integer_exponents_as_scales(plain, biased):
+    """Scales of -127 to 127 give what e8m0 gives; a tile with NaN has the scale code 80, one of zeros 81."""
+    x = np.random.default_rng(0).standard_normal((6, 64)).astype(np.float32)
+    x *= np.float32([[1], [1e-38], [1e37], [2e-44], [1], [1]])
+    x[4, :32], x[5, 3] = 0, np.nan
+    one, other = (refq.quantize(x, refq.data_type(*names)) for names in (plain, biased))
+    assert np.array_equal(one.codes, other.codes)
+    assert np.array_equal(refq.dequantize(one), refq.dequantize(other), equal_nan=True)
+    assert np.array_equal(one.scales, other.scales - np.uint8(127))
+    assert one.scales[4, 0] == 0x81 and one.scales[5, 0] == 0x80
+    assert np.isnan(refq.dequantize(one)[5, :32]).all()
+
+
 def test_names():
     assert refq.number_format("POSIT8") is LISTED["posit8"]
     assert refq.number_format("normalfloat4") is LISTED["nf4"]
     assert refq.number_format("posit10") == Posit("posit10", 10, ref="Posit Standard 2022")
     assert refq.number_format("takum_log12").variant == "log" and refq.number_format("lns6f2").frac == 2
+    assert refq.number_format("POW2INT5") == Exponent("pow2int5", 5, ref="by rule (LIST-8)")
+    for spelling, name in (("pow2int08", "pow2int8"), ("posit08", "posit8"), ("lns08f3", "lns8f3"),
+                           ("takum_log08", "takum_log8")):
+        assert refq.number_format(spelling) is LISTED[name]
+    assert refq.number_format("posit05").name == "posit5"
     for name in ("takum8", "takum16"):
         with pytest.raises(InputError, match=f"ambiguous.*takum_log{name[5:]}, takum_linear{name[5:]}"):
             refq.number_format(name)
-    for name in ("posit2", "posit17", "takum_log17", "lns3f9", "lns16f0"):
+    for name in ("posit2", "posit17", "takum_log17", "lns3f9", "lns16f0", "pow2int1", "pow2int9"):
         with pytest.raises(InputError, match="not allowed"):
             refq.number_format(name)
 
 
 @pytest.mark.parametrize("name, rounding", [
-    ("posit8", "rtz"), ("takum_log8", "rup"), ("hif8", "rtz"), ("nf4", "rto"), ("lns8f3", "rna")])
+    ("posit8", "rtz"), ("takum_log8", "rup"), ("hif8", "rtz"), ("nf4", "rto"), ("lns8f3", "rna"),
+    ("pow2int8", "rtz")])
 def test_other_roundings_are_refused(name, rounding):
     with pytest.raises(InputError, match=f"{name} has no rounding '{rounding}'"):
         refq.encode(np.float32([1]), name, rounding)
@@ -306,7 +362,8 @@ def test_dtypes_that_do_not_hold_the_values():
 @pytest.mark.parametrize("wrong", [
     lambda: Codebook("x", (0.0, 1.0), tie="even"), lambda: Codebook("x", (1.0,)),
     lambda: Codebook("x", (0.0,) * 65537), lambda: Codebook("x", (0.0, float("inf"))), lambda: Posit("x", 2),
-    lambda: Posit("x", 8, 4), lambda: Takum("x", 8, "square"), lambda: LNS("x", 8, 9)])
+    lambda: Posit("x", 8, 4), lambda: Takum("x", 8, "square"), lambda: LNS("x", 8, 9),
+    lambda: Exponent("x", 1), lambda: Exponent("x", 9)])
 def test_impossible_rows(wrong):
     with pytest.raises(InputError):
         wrong()
@@ -344,6 +401,28 @@ def test_lists_without_zero():
     assert coded([0, -9, 1.4, 9], Codebook("x", (2.0, 1.0))) == [1, 1, 1, 0]
     below = Codebook("x", (-2.0, -1.0))
     assert coded([0, -9, 9], below) == [1, 0, 1] and (below.emax, below.min_positive) == (1, None)
+
+
+def test_every_minus_zero_is_told():
+    """Of repeated entries only the first is encoded, but all are -0."""
+    row = Codebook("minus", (0.0, -0.0, 1.0, -0.0, -2.0))
+    told = [show.described(row, code) for code in range(5)]
+    assert told == ["0x0 (0)", "0x1 (-0)", "0x2 (1)", "0x3 (-0)", "0x4 (-2)"]
+    assert [explain.value_text(row, code) for code in (0, 1, 3, 5)] == ["0", "-0", "-0", "NaN"]
+    assert explain.difference(row, 0, 3) == "has the wrong sign of zero"
+    assert coverage.code_landmarks(row) == {0: "zero", 1: "minus zero", 2: "largest", 3: "minus zero",
+                                            4: "least", 5: "NaN", 6: "NaN", 7: "NaN"}
+
+
+@pytest.mark.parametrize("listed", [(-1.0, 1.0), (2.0, 1.0), (-2.0, -1.0), (-1.0, 0.0), (0.0, -0.0)])
+def test_sets_of_lists_without_zero_or_without_positive_values(listed):
+    row = Codebook("odd_list", listed)
+    assert ("zero" in coverage.code_landmarks(row).values()) == (0.0 in listed)
+    with registered(row):
+        for name in ("decode/odd_list-f32/exact/codes", "encode/f32-odd_list/rne-sat/boundary"):
+            assert len(sets.generate(name)) >= 2
+    told = set(coverage.landmarks(F32, row).values()) & {"largest value", "smallest value"}
+    assert bool(told) == (max(listed) > 0)
 
 
 @settings(max_examples=150, deadline=None)
@@ -387,6 +466,11 @@ def test_show():
     assert told["boundaries"].endswith("1.1875 and 1.3125") and told["clauses"] == "LIST-4"
     assert dict(show_code(row_of("takum_log8"), 1))["code"] == "0x01 (sqrt(e)^(-239))"
     assert dict(show_code(row_of("bnb_fp4"), 8))["code"] == "0x8 (-0)"
+    assert dict(show_code(row_of("pow2int8"), 0xFE))["code"] == "0xfe (0.25)"
+    for x, clause, end in ((0xBF800000, "OVER-8", "nonsat makes it 0x80 (NaN)"), (0, "ZERO-2", "gives min"),
+                           (0x40400000, "LIST-8", "ties up (pow2int8's own rule): 0x02 (4)")):
+        told = show_cast("binary32", x, "pow2int8", overflow="nonsat")
+        assert told.clauses == (clause,) and told.why.endswith(end)
     for name in LISTED:
         if LISTED[name].bits <= 8:
             assert all(show_code(LISTED[name], code) for code in range(1 << LISTED[name].bits))

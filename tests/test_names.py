@@ -75,7 +75,7 @@ def test_every_small_type_of_onnx_resolves():
     for name in kinds:
         if name not in ("INT32", "INT64", "UINT32", "UINT64"):
             assert refq.number_format(name) in FORMATS.values()
-    assert refq.number_format("UINT32") == Int("uint32", 32, signed=False)
+    assert refq.number_format("UINT32") == Int("uint32", 32, signed=False, ref="by rule (VAL-8)")
 
 
 # name by rule: (exponent, significand, bias, special, signed, tie)
@@ -88,6 +88,7 @@ BY_RULE = {
     "e1m0finite": (1, 0, 0, "finite", True, "even"),
     "e5m0scale": (5, 0, 15, "scale", False, "up"),
     "e8m0b100scale": (8, 0, 100, "scale", False, "up"),
+    "e3m2scale": (3, 2, 3, "scale", False, "up"),
     "e11m52fn": (11, 52, 1023, "fn", True, "even"),
     "E6M1FN": (6, 1, 31, "fn", True, "even"),
 }
@@ -105,7 +106,9 @@ def test_floats_by_rule(name):
     ("e04m03fn", "e4m3fn"), ("e2m1b1finite", "e2m1"), ("e11m52ieee", "binary64"), ("e8m23ieee", "binary32"),
     ("ue8m0scale", "e8m0"), ("e8m0b127scale", "e8m0"), ("ue4m3b7fn", "ue4m3"), ("int08", "int8"),
     ("uint004", "uint4"), ("binary08p04se", "binary8p4se"), ("p3109_k4p2sf", "binary4p2sf"),
-    ("e3m3b3ieee", "e3m3ieee"), ("int032", "int32")])
+    ("e3m3b3ieee", "e3m3ieee"), ("int032", "int32"),
+    ("pow2int08", "pow2int8"), ("pow2int04", "pow2int4"), ("posit08", "posit8"), ("takum_log08", "takum_log8"),
+    ("lns08f03", "lns8f3")])
 def test_one_format_has_one_row(spelling, name):
     """However a format is spelled, equal rows come out, with the canonical name."""
     row = refq.number_format(spelling)
@@ -187,7 +190,8 @@ UNKNOWN = [
     ("e4m3b32769fn", "its bias is too large; allowed are 0 to 32768"),
     ("e5m0b123456789scale", "its bias is too large"),
     ("e1m0ieee", "needs a trailing significand"), ("e1m0fn", "leave no positive value"),
-    ("ue4m3b8fnuz", "must be signed"), ("e3m2scale", "unsigned formats without trailing significand"),
+    ("ue4m3b8fnuz", "must be signed"), ("int4f5", "integers of 4 bits, 5 of them behind the point, are not"),
+    ("pow2int1", "1 bits are not allowed; 2 to 8 are"), ("pow2int9", "9 bits are not allowed; 2 to 8 are"),
     ("binary2p1se", "P3109 has no format K=2"), ("binary17p3se", "P3109 has no format K=17"),
     ("binary8p8se", "P3109 has no format K=8 P=8"), ("binary8p9ue", "P3109 has no format"),
     ("binary8p0sf", "P3109 has no format"), ("mxfp4", "'mxfp4' is not known"),

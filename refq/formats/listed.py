@@ -1,5 +1,5 @@
 """Number formats whose values are a list in code order instead of sign, exponent and significand fields:
-codebooks, posits, takums, HiFloat8 and logarithmic numbers (Spec: LIST-1 to LIST-7).
+codebooks, posits, takums, HiFloat8, logarithmic numbers and exponents (Spec: LIST-1 to LIST-8).
 
 A row gives the value of every code and, for a rounding, its *rungs*: for either sign the codes by ascending
 magnitude, each with the boundary from which magnitudes take it. Rounding is a search among the boundaries.
@@ -92,7 +92,7 @@ class Listed:
         for code, value in enumerate(self.meanings):
             irrational = isinstance(value, Irrational)
             if isinstance(value, str) or not irrational and value == 0:
-                negative = value == NEG_INF or code == self.minus_zero
+                negative = value == NEG_INF or self.is_minus_zero(code)
                 table.append((negative, 0, -1, value == NAN, value in (INF, NEG_INF), False))
             elif irrational:
                 table.append((value.negative, value.significand, value.exponent + 63, False, False, True))
@@ -188,6 +188,7 @@ class Listed:
 
     @property
     def zero(self) -> int:
+        """The code of zero; where there is none, the code that zero becomes."""
         return next(code for value, code in self.ascending if value == 0)
 
     def of_zero(self, rounding: str) -> int:
@@ -197,6 +198,10 @@ class Listed:
     @property
     def minus_zero(self) -> int | None:
         return None
+
+    def is_minus_zero(self, code: int) -> bool:
+        """Whether a code is -0: the one that is encoded, or another."""
+        return code == self.minus_zero
 
     @property
     def has_neg_zero(self) -> bool:
@@ -267,7 +272,10 @@ class Codebook(Listed):
     @property
     def minus_zero(self) -> int | None:
         """The first code of -0, which a negative number that rounds to zero takes."""
-        return next((code for code, value in enumerate(self.values) if repr(value) == "-0.0"), None)
+        return next(filter(self.is_minus_zero, range(len(self.values))), None)
+
+    def is_minus_zero(self, code: int) -> bool:
+        return code < len(self.values) and repr(self.values[code]) == "-0.0"
 
     @property
     def zero(self) -> int:
@@ -632,6 +640,56 @@ class LNS(Listed):
         return [Rung(found[0].code), *found[1:], beyond]
 
 
+@dataclass(frozen=True)
+class Exponent(Listed):
+    """Powers of two, given by their exponent in two's complement; the least code is NaN (Spec: LIST-8).
+
+    Exponents from the least to the greatest leave none out: block scales are made from these three.
+    lowest_exponent, highest_exponent; exponent_codes: the code of every exponent in order, int64.
+    """
+
+    name: str
+    bits: int
+    ref: str = ""
+    aka: tuple[str, ...] = ()
+
+    kind, clause = "exponent", "LIST-8"
+    signed, has_zero = False, False
+    roundings = ("rne", "rna")
+    words = "to nearest, ties up"
+
+    def __post_init__(self):
+        _check_size(self, 2, 8)         # block scales reach from 2^-127 up
+
+    @property
+    def highest_exponent(self) -> int:
+        return (1 << (self.bits - 1)) - 1
+
+    @property
+    def lowest_exponent(self) -> int:
+        return -self.highest_exponent
+
+    @cached_property
+    def exponent_codes(self) -> np.ndarray:
+        return np.arange(self.lowest_exponent, self.highest_exponent + 1) & ((1 << self.bits) - 1)
+
+    @property
+    def zero(self) -> int:
+        return int(self.exponent_codes[0])
+
+    def meaning(self, code: int):
+        exponent = code - (code >> (self.bits - 1) << self.bits)
+        return NAN if exponent < self.lowest_exponent else Fraction(2) ** exponent
+
+    def rungs(self, rounding: str, negative: bool) -> list[Rung]:
+        if negative:
+            return [Rung(None)]         # whatever is below zero: an overflow rule says what becomes of it
+        exponents = range(self.lowest_exponent + 1, self.highest_exponent + 2)
+        codes = [*self.exponent_codes.tolist(), None]
+        ties = (Fraction(3, 4) * Fraction(2) ** exponent for exponent in exponents)
+        return [Rung(codes[0]), *(Rung(code, tie, closed=True) for code, tie in zip(codes[1:], ties))]
+
+
 def _roots_of_e(powers) -> tuple[np.ndarray, np.ndarray]:
     """(m, exponent) of sqrt(e)^(power / 2^12) for an array of integers, cut to 64 bits.
 
@@ -713,14 +771,15 @@ def rule_of(row, rounding: str) -> str:
 
 @lru_cache(maxsize=256)
 def ladder(row, rounding: str, limits) -> Ladder:
-    """Where each code starts. Spec: LIST-1."""
+    """Where each code starts. Spec: LIST-1, OVER-8."""
     exponents, significands, codes, sides = [], [], [], []
     for negative in (False, True):
-        exponent, m, side = row.side(rule_of(row, rounding), negative)
+        chain, lower = _outcomes(row, limits, limits.above, negative)
+        exponent, m, side = row.side(rule_of(row, rounding), lower)
         sides.append((len(codes), len(codes) + len(side) - 1))
         exponents.append(exponent)
         significands.append(m)
-        beyond = outcome(row, limits.above, negative) if None in side else None
+        beyond = outcome(row, chain, lower) if None in side else None
         codes += [beyond if code is None else code for code in side]
     return Ladder(np.concatenate(exponents), np.concatenate(significands), np.array(codes, np.uint64),
                   tuple(sides))
@@ -741,14 +800,16 @@ def _start(rung: Rung) -> tuple[int, int]:
 
 
 def round_codes(parts, row, rule, limits):
-    """Codes of source values taken apart (definition.Parts), uint64. Spec: LIST-1."""
+    """Codes of source values taken apart (definition.Parts), uint64. Spec: LIST-1, OVER-8, ZERO-2."""
     steps = ladder(row, rule.name, limits)
     code = steps.codes[_climb(parts, steps)]
-    zero = row.of_zero(rule.name)
+    no_zero = limits.zero == "nan" and row.has_nan and not row.has_zero
+    zero = row.nan_code if no_zero else row.of_zero(rule.name)
     code = np.where((parts.m == 0) & ~parts.nan & ~parts.inf, np.uint64(zero), code)
     for negative in (False, True):
         side = parts.negative == negative
-        code = np.where(parts.inf & side, np.uint64(outcome(row, limits.infinite, negative)), code)
+        infinity = outcome(row, *_outcomes(row, limits, limits.infinite, negative))
+        code = np.where(parts.inf & side, np.uint64(infinity), code)
         code = np.where(parts.nan & side, np.uint64(_nan(row, limits, negative)), code)
     return code
 
@@ -776,6 +837,13 @@ def starts(row, rounding: str, limits) -> list[tuple[np.ndarray, np.ndarray]]:
 def bit_length(words) -> np.ndarray:
     """Bits of each uint64. Clearing the bit below the top one keeps the float64 in its binade."""
     return np.frexp((words & ~(words >> np.uint64(1))).astype(np.float64))[1].astype(np.int64)
+
+
+def _outcomes(row, limits, chain, negative: bool):
+    """(chain of outcomes, whether on the lower side) past the end of one side of the source. Spec: OVER-8."""
+    if row.signed or not negative:
+        return chain, negative
+    return (chain, False) if limits.negative == ("magnitude",) else (limits.negative, True)
 
 
 def outcome(row, chain, negative: bool) -> int:
@@ -879,4 +947,5 @@ ROWS = [
       for variant in ("linear", "log") for bits in (8, 16)),
     HiFloat8("hif8", ref="ddddwee1/HiFloat8; en_dtypes 0.0.4", aka=("hifloat8",)),
     LNS("lns8f3", 8, 3, ref="LIST-7"),
+    Exponent("pow2int8", 8, ref="TensorCast, an integer as the scale"),
 ]

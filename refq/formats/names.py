@@ -5,7 +5,7 @@ import re
 from functools import lru_cache
 
 from refq.errors import InputError
-from refq.formats.listed import LNS, Posit, Takum
+from refq.formats.listed import LNS, Exponent, Listed, Posit, Takum
 from refq.formats.rows import FORMATS, LISTED, Float, Int, Row, p3109
 
 # Spellings that mean two things in the field (Spec: VAL-8).
@@ -34,6 +34,7 @@ _INTEGER = re.compile(r"(u|sm)?int(\d{1,4})(?:f(\d{1,4}))?")
 _POSIT = re.compile(r"posit(\d{1,2})")
 _TAKUM = re.compile(r"takum_(linear|log)(\d{1,2})")
 _LNS = re.compile(r"lns(\d{1,2})f(\d{1,2})")
+_EXPONENT = re.compile(r"pow2int(\d{1,2})")
 _TENSORCAST = re.compile(r"tcast:(?:e(\d{1,4})m(\d{1,4})(?:b(\d{1,9}))?(fnuz|inuz|fn)?|(u?)int(\d{1,4}))")
 LARGEST_BIAS = 1 << 15      # of P3109's formats
 
@@ -42,8 +43,8 @@ def number_format(name) -> Row:
     """The row of a number format from any of its spellings; a row is returned as it is.
 
     name: a canonical name, an alias (ml_dtypes, ONNX, MLIR, torch), a P3109 name, by rule
-    `[u]eXmY[bZ](ieee|fn|fnuz|finite|scale)`, `[u|sm]intX[fY]` or like `posit12`, `takum_log12` and `lns8f3`,
-    or TensorCast's spelling behind `tcast:`. Case does not matter.
+    `[u]eXmY[bZ](ieee|fn|fnuz|finite|scale)`, `[u|sm]intX[fY]` or like `posit12`, `takum_log12`, `lns8f3` and
+    `pow2int5`, or TensorCast's spelling behind `tcast:`. Case does not matter.
     Raises InputError for unknown and for ambiguous spellings, naming the candidates. Spec: VAL-8.
     """
     if isinstance(name, Row):
@@ -97,12 +98,8 @@ def _by_rule(key: str) -> Row | None:
         return p3109(int(k), int(p), sign == "s", {"e": "extended", "f": "finite"}[domain])
     if shape := _INTEGER.fullmatch(key):
         return _integer(shape[1] or "", int(shape[2]), int(shape[3] or 0))
-    if shape := _POSIT.fullmatch(key):
-        return Posit(key, int(shape[1]), ref="Posit Standard 2022")
-    if shape := _TAKUM.fullmatch(key):
-        return Takum(key, int(shape[2]), shape[1], ref="takums (LIST-5)")
-    if shape := _LNS.fullmatch(key):
-        return LNS(key, int(shape[1]), int(shape[2]), ref="by rule (LIST-7)")
+    if row := _listed(key):
+        return LISTED.get(row.name, row)
     if shape := _TENSORCAST.fullmatch(key):
         return _tensorcast(key, *shape.groups())
     shape = _MINIFLOAT.fullmatch(key)
@@ -110,6 +107,20 @@ def _by_rule(key: str) -> Row | None:
         return None
     exp, bias = int(shape[2]), int(shape[4]) if shape[4] else None
     return _float(key, exp, int(shape[3]), bias, shape[5], signed=not shape[1] and shape[5] != "scale")
+
+
+def _listed(key: str) -> Listed | None:
+    """A listed format by rule, under its name without leading zeros."""
+    if shape := _POSIT.fullmatch(key):
+        return Posit(f"posit{int(shape[1])}", int(shape[1]), ref="Posit Standard 2022")
+    if shape := _TAKUM.fullmatch(key):
+        return Takum(f"takum_{shape[1]}{int(shape[2])}", int(shape[2]), shape[1], ref="takums (LIST-5)")
+    if shape := _LNS.fullmatch(key):
+        bits, frac = map(int, shape.groups())
+        return LNS(f"lns{bits}f{frac}", bits, frac, ref="by rule (LIST-7)")
+    if shape := _EXPONENT.fullmatch(key):
+        return Exponent(f"pow2int{int(shape[1])}", int(shape[1]), ref="by rule (LIST-8)")
+    return None
 
 
 def _tensorcast(key: str, exp, man, bias, special, unsigned, bits) -> Row:
@@ -131,8 +142,9 @@ def _tensorcast(key: str, exp, man, bias, special, unsigned, bits) -> Row:
 def _integer(kind: str, bits: int, frac: int = 0) -> Row:
     """An integer by rule: kind "", "u" or "sm" (sign and magnitude), `frac` of its bits behind the point."""
     if not 1 <= bits <= 32 or frac > bits:
-        raise InputError(f"integers of {bits} bits, {frac} of them behind the point, are not number formats "
-                         "here; allowed are 1 to 32 bits, and no more behind the point")
+        behind = f", {frac} of them behind the point," * bool(frac)
+        raise InputError(f"integers of {bits} bits{behind} are not number formats here; allowed are 1 to 32 "
+                         "bits, and no more behind the point")
     name = f"{kind}int{bits}" + f"f{frac}" * bool(frac)
     row = Int(name, bits, frac, kind != "u", "sign-magnitude" if kind == "sm" else "twos", "by rule (VAL-8)")
     same = (known for known in FORMATS.values() if not known.is_float and known.layout == row.layout)

@@ -42,7 +42,7 @@ def dyadic(value: Fraction) -> str:
 def described(row: Row, code: int) -> str:
     """A code with its value, as in `0x7e (448)`; zeros say their sign."""
     value = meaning(row, code)
-    minus_zero = code == row.minus_zero if row.is_listed else (
+    minus_zero = row.is_minus_zero(code) if row.is_listed else (
         value == 0 and split(row.layout, code >> row.layout.pad)[0])
     return f"{hex_code(row, code)} ({'-0' if minus_zero else number(value)})"
 
@@ -174,7 +174,7 @@ def show_cast(source, code: int, target, rounding="rne", overflow="sat", random_
     rule, limits = rounding_rule(rounding), overflow_rule(overflow, target.special)
     steps = [("source", f"{source.name} {described(source, code)}")]
     if target.is_listed:
-        between, why, clauses = _listed_cast(value, target, rule, result)
+        between, why, clauses = _listed_cast(value, target, rule, limits, result)
         steps += between
     elif isinstance(value, str) or value == 0 or (value < 0 and not target.signed):
         why, clauses = _special(value, target, limits, result)
@@ -218,9 +218,11 @@ def _finite(value: Fraction, target: Row, rule, limits, result: int, beyond: boo
     return steps, f"{place} half way; {rule.words} takes {code}", (rule.clause,)
 
 
-def _listed_cast(value, target: Row, rule, result: int):
+def _listed_cast(value, target: Row, rule, limits, result: int):
     """(steps, sentence, clauses) of a cast into a listed format."""
     code = described(target, result)
+    if not target.signed and not isinstance(value, str) and value <= 0:
+        return [], *_special(value, target, limits, result)
     if isinstance(value, str) or value == 0:
         return [], f"{number(value)} becomes {code}", ("LIST-1",)
     rungs = target.rungs(rule.name, value < 0)

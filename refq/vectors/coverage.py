@@ -236,7 +236,8 @@ def landmarks(source, target) -> dict[int, str]:
 def _sites(target) -> list[tuple[Magnitude, str]]:
     """Points of a target's range that are worth a word."""
     if target.is_listed:
-        return [(_dyadic(target.max), "largest value"), (_dyadic(target.min_positive), "smallest value")]
+        sites = (target.max, "largest value"), (target.min_positive, "smallest value")
+        return [(_dyadic(value), note) for value, note in sites if value is not None and key(value) > 0]
     goal = target.layout
     sites = [(goal.magnitude(goal.max_index + 1), "first value past the end"),
              (midpoint(goal, goal.max_index), "tie at the overflow boundary"),
@@ -276,6 +277,7 @@ def code_landmarks(row) -> dict[int, str]:
 def _listed_landmarks(row) -> dict[int, str]:
     least, largest = row.ascending[0], row.ascending[-1]
     marks = {code: "NaN" for code in row.nan_codes} | {code: "infinity" for code in row.inf_codes}
-    marks |= {least[1]: "least", largest[1]: "largest", row.zero: "zero"}
-    marks |= {row.minus_zero: "minus zero"} if row.has_neg_zero else {}
+    marks |= {least[1]: "least", largest[1]: "largest"} | ({row.zero: "zero"} if row.has_zero else {})
+    if row.has_neg_zero:
+        marks |= {code: "minus zero" for code in range(1 << row.bits) if row.is_minus_zero(code)}
     return {row.code_of_one: "1"} | marks if row.code_of_one is not None else marks

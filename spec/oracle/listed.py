@@ -1,4 +1,4 @@
-"""Listed number formats: codebooks, posits, takums, HiFloat8 and logarithmic numbers.
+"""Listed number formats: codebooks, posits, takums, HiFloat8, logarithmic numbers, exponents.
 
 Written from spec/listed.md. Exact and unhurried: integers, fractions and, for e, a series with
 both its bounds. A format is a dict of plain numbers and words:
@@ -6,6 +6,7 @@ both its bounds. A format is a dict of plain numbers and words:
     {"kind": "codebook", "values": [floats], "tie": "lower" | "toward-zero" | "away"}
     {"kind": "posit", "bits", "es"}        {"kind": "takum", "bits", "variant": "linear" | "log"}
     {"kind": "hifloat8"}                   {"kind": "lns", "bits", "frac"}
+    {"kind": "exponent", "bits"}
 
 A value is a Fraction, "nan", "inf", "-inf", or (irrational) a Power.
 """
@@ -151,12 +152,20 @@ def _lns(code, fmt):
     return (-1) ** negative * Fraction(2) ** exponent.numerator
 
 
+def _exponent(code, fmt):
+    """LIST-8."""
+    half = 1 << (fmt["bits"] - 1)
+    exponent = code if code < half else code - 2 * half
+    return "nan" if exponent == -half else Fraction(2) ** exponent
+
+
 def is_minus_zero(code: int, fmt) -> bool:
     """Whether a code of a codebook is -0."""
     return fmt["kind"] == "codebook" and [str(value) for value in fmt["values"]][code:code + 1] == ["-0.0"]
 
 
-DECODERS = {"codebook": _codebook, "posit": _posit, "takum": _takum, "hifloat8": _hifloat8, "lns": _lns}
+DECODERS = {"codebook": _codebook, "posit": _posit, "takum": _takum, "hifloat8": _hifloat8, "lns": _lns,
+            "exponent": _exponent}
 
 
 # --- encoding -----------------------------------------------------------------------------------------------
@@ -214,13 +223,15 @@ def _round_text(text: str, bits: int) -> int:
 
 
 def _binary(x: Fraction):
-    """(exponent, fraction bits as text) of a positive dyadic."""
+    """(exponent, fraction bits as text) of a positive number; of a fraction without end 64 bits and a 1."""
     exponent = 0
     while x >= 2:
         x, exponent = x / 2, exponent + 1
     while x < 1:
         x, exponent = x * 2, exponent - 1
     digits = x.denominator.bit_length() - 1
+    if x.denominator != 1 << digits:
+        return exponent, f"{int((x - 1) * (1 << 64)):064b}1"
     return exponent, f"{int((x - 1) * (1 << digits)):0{digits}b}" if digits else ""
 
 
@@ -296,5 +307,24 @@ def _to_lns(x, fmt, rounding, nonsat):
     return low % (1 << size) | (x < 0) << size
 
 
+def _to_exponent(x, fmt, rounding, nonsat):
+    """LIST-8: the nearest power, ties up, with one more power in the place of what is past the end."""
+    half = 1 << (fmt["bits"] - 1)
+    nan, least = half, half + 1
+    if x == "nan":
+        return nan
+    if x == "-inf" or x != "inf" and x < 0:
+        return nan if nonsat else least
+    if x == 0:
+        return least
+    powers = [Fraction(2) ** exponent for exponent in range(1 - half, half + 1)]
+    at = len(powers) - 1 if x == "inf" else bisect_left(powers, min(x, powers[-1]))
+    if x != "inf" and at and x - powers[at - 1] < powers[at] - x:
+        at -= 1
+    if at == len(powers) - 1:
+        return nan if nonsat else half - 1
+    return (at + 1 - half) % (2 * half)
+
+
 ENCODERS = {"codebook": _to_codebook, "posit": _signed(_to_posit), "takum": _signed(_to_takum),
-            "hifloat8": _to_hifloat8, "lns": _to_lns}
+            "hifloat8": _to_hifloat8, "lns": _to_lns, "exponent": _to_exponent}
