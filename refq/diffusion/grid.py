@@ -79,8 +79,8 @@ class Grid:
     def plain(self) -> bool:
         """Whether scales and quotients are exact, so that scales may be chosen and lines are cast directly."""
         how = self.how
-        return ((how.scales, how.quotient, how.finish, how.tensor) == ("exact", "exact", "kept", "multiplier")
-                and how.rounding in PLAIN_ROUNDINGS and (self.block.zero is None or how.rounding == "rne"))
+        ways = how.source, how.scales, how.bottom, how.quotient, how.finish, how.tensor
+        return (ways == ("exact", "exact", "scale", "exact", "kept", "multiplier") and how.rounding in PLAIN_ROUNDINGS and (self.block.zero is None or how.rounding == "rne"))
 
     @property
     def code_dtype(self):
@@ -99,7 +99,7 @@ class Grid:
             return Choice(None, ones, ones)
         frame, values = self.frame(values.shape[1]), np.ascontiguousarray(values)
         if not self.plain:
-            values = values.astype(self.source.dtype, copy=False)
+            values = self.how.source_of(values.astype(self.source.dtype, copy=False))
         flat = frame.cut(values)
         with np.errstate(all="ignore"):
             scales = self.how.scales_of(flat, frame, self.block, self.direct.tensor_scale)
@@ -275,6 +275,7 @@ class Grid:
 
         def cast(u, values, divisor, codes, room):
             lines = np.ascontiguousarray(values[:, None], dtype=self.source.dtype)
+            lines = self.how.source_of(lines)
             none = np.zeros(self.rows, bool)
             scales = Scales(none, np.ascontiguousarray(divisor)[:, None], none, self.direct.tensor_scale, (), tiles)
             with np.errstate(all="ignore"):
@@ -342,7 +343,7 @@ EIGHTH_POWERS = {j: float(2.0 ** (j / 8)) for j in EIGHTHS}
 @lru_cache(maxsize=64)
 def _frame(block: Block, rows: int, columns: int) -> Tiles:
     axis = (0, 1) if isinstance(block.tile, tuple) else 1
-    return Tiles.of((rows, columns), block.tile, axis, block.subtiles[-1][0] if block.subtiles else None)
+    return Tiles.of((rows, columns), block.tile, axis, [size for size, _ in block.subtiles])
 
 
 def _beside(parts):
