@@ -84,7 +84,7 @@ def parser() -> argparse.ArgumentParser:
 
 def _build_formats(command):
     add = command.add_argument
-    add("name", nargs="*", help="formats, data types or GGUF types to describe in full (default: tables of all)")
+    add("name", nargs="*", help="formats, data types, GGUF types to describe in full (default: list all)")
     add("--json", action="store_true", help="as JSON")
 
 
@@ -119,10 +119,10 @@ def _number_format(name: str):
 
 def _build_show(command):
     add = command.add_argument
-    add("format", help="a number format, e.g. e4m3fn, a data type, e.g. mxfp4, or a GGUF block type, e.g. q4_k")
+    add("format", help="a number format, e.g. e4m3fn, a data type, e.g. mxfp4, or a GGUF type, e.g. q4_k")
     add("code_or_value", nargs="*",
-        help="of a number format: a code such as 0x7e, or a value such as 464, -0, 1/3, 0x1.dp+8, inf, nan; of a "
-             "data type: values that become one block; none: a drawing of the bits of a block")
+        help="of a number format: a code such as 0x7e, or a value such as 464, -0, 1/3, 0x1.dp+8, inf, nan; "
+             "of a data type: values that become one block; none: a drawing of the bits of a block")
     add("--round", metavar="RULE", help=f"{', '.join(ROUNDINGS)} (default rne; of a data type its recipe's)")
     add("--overflow", metavar="RULE", help=f"of a number format: {', '.join(OVERFLOWS)} (default sat)")
     add("--recipe", help="of a data type: the recipe (default its own)")
@@ -168,7 +168,8 @@ def _show_values(options, texts: list[str]) -> None:
         raise InputError(f"{codes[0]} is a code, and a block of {kind.name} is made from values: "
                          "464, -0, 1/3, 0x1.dp+8, inf, nan")
     if options.overflow:
-        raise InputError(f"how {kind.name} overflows is in its recipe: --recipe NAME,overflow={options.overflow}")
+        raise InputError(f"how {kind.name} overflows is in its recipe: "
+                         f"--recipe NAME,overflow={options.overflow}")
     source = refq.number_format(options.source)
     codes, notes = zip(*(show.source_code(source, _value(text)) for text in texts))
     for text, ((_, words),) in ((text, note) for text, note in zip(texts, notes) if note):
@@ -225,8 +226,8 @@ def _plot(options) -> None:
     numbers = [] if options.blocks else [name for name, kind in kinds if not anatomy.is_block(kind)]
     if numbers:
         others = [name for name, _ in kinds if name not in numbers]
-        raise InputError(f"{numbers[0]} is a number format, drawn as a number line, and {others[0]} is drawn as the "
-                         "bits of a block: draw them apart, or with --blocks both as bits")
+        raise InputError(f"{numbers[0]} is a number format, drawn as a number line, and {others[0]} is "
+                         "drawn as the bits of a block: draw them apart, or with --blocks both as bits")
     print(block_layouts([kind for _, kind in kinds], options.output or "blocks.png"))
 
 
@@ -427,8 +428,8 @@ def _columns(records: list[dict]) -> str:
 
 
 COMMANDS = {
-    "formats": (_build_formats, _formats, "list number formats, data types, rules, recipes, with derived facts"),
-    "show": (_build_show, _show, "explain a code, a value, a block, and which rule decides; draw a block's bits"),
+    "formats": (_build_formats, _formats, "list number formats, data types, rules, recipes with their facts"),
+    "show": (_build_show, _show, "explain a code, a value or a block and which rule decides; draw bits"),
     "plot": (_build_plot, _plot, "draw number lines of formats, or the bits of blocks (needs matplotlib)"),
     "diff": (_build_diff, _diff, "say where two recipes differ, by which rule, and what it costs"),
     "quantize": (_build_quantize, _quantize, "quantise the weights of an ONNX model"),

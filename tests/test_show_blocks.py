@@ -107,8 +107,9 @@ def evaluated(text):
     return eval(re.sub(r"(?<![*\d.])(\d+\.?\d*)", r"Fraction('\1')", left), {"Fraction": Fraction})
 
 
-@pytest.mark.parametrize("name", ["e2m1", "e4m3fn", "e5m2", "e8m0", "ue4m3", "e4m0scale", "e6m2b48scale", "mxint8",
-                                  "binary8p1uf", "binary8p4se", "smint3f1", "int4f2", "uint4", "e3m4", "bfloat16"])
+@pytest.mark.parametrize("name", [
+    "e2m1", "e4m3fn", "e5m2", "e8m0", "ue4m3", "e4m0scale", "e6m2b48scale", "mxint8", "binary8p1uf",
+    "binary8p4se", "smint3f1", "int4f2", "uint4", "e3m4", "bfloat16"])
 def test_worked_formulas_are_true(name):
     row = refq.number_format(name)
     step = 1 if row.width <= 8 else 331
@@ -201,6 +202,24 @@ def test_the_table_of_values():
         ("0x2", "0010", "1", "0"), ("0x4", "0100", "2", "-0.5"), ("0xf", "1111", "-6", "1")]
 
 
+@pytest.mark.parametrize("name", ["mxfp4", "mxfp8_e4m3", "mxint8", "b4int3", "mx9", "smint8f6_e8m0_t8s2o2",
+                                  "cb42f1346_e2m3fnuz_e8m0_t32s8", "e2m1_e8m0_t32n2m4"])
+@pytest.mark.parametrize("rule", [rule.name for rule in RULES.values() if rule.kind == "exponent"])
+def test_the_reasons_are_true(name, rule):
+    """The exponent that the sentences arrive at is the scale's; so are the offsets of subtiles."""
+    block, random = refq.data_type(name), np.random.default_rng(7)
+    for _ in range(8):
+        values = np.float32(random.normal(size=4) * 2.0 ** random.integers(-12, 12))
+        values[random.integers(4)] = random.choice(np.float32([0, 1.75, 1.5, 2, 7, 1.9375]))
+        text = one_block.show_values(name, values, f"ocp,rule={rule}")
+        exponent = re.findall(r"^(?:exponent .* = |clamped +to )(-?\d+)", text, re.MULTILINE)[-1]
+        shown = one_block.one_block(values, block, f"ocp,rule={rule}")
+        assert meaning(block.scale_row, shown.scale) == Fraction(2) ** int(exponent)
+        bits = sum(bits for _, bits in block.subtiles)
+        for own, offset in re.findall(r"exponent (-?\d+): offset (\d)", text):
+            assert int(offset) == max(0, min(int(exponent) - int(own), 2 ** bits - 1))
+
+
 WHY = [
     ("mxfp4", [0, 0], "every value is zero; a zero block gets code 0 (BLOCK-5)"),
     ("mxfp4", [1, np.nan], "the block holds NaN: the scale's NaN, elements 0 (BLOCK-6)"),
@@ -208,7 +227,8 @@ WHY = [
     ("b4int3", [1e-6], "to -7: e4m0scale goes from 2^-7 to 2^7"),
     ("nvfp4", [1, 2.5, -7], "amax of all / (6 * 448) = 1/384"),
     ("int4", [1, -7], "amax / 7 = 1, rounded to nearest even in binary16"),
-    ("uint4", [1, 2.5, -5], "from -5 to 2.5, zero included"), ("uint4", [1, -5], "least value, negated, / scale"),
+    ("uint4", [1, 2.5, -5], "from -5 to 2.5, zero included"), 
+    ("uint4", [2.5, -7], "(11): -least value / scale, rounded"),
     ("bitnet", [1, -3], "mean magnitude = 2, rounded"), ("hif4", [1, -7], "amax / 7 = 1"),
     ("mx9", [1, 0.25, -7], "subtile 0    amax 1, exponent 0: offset 1"),
     ("mx9", [0, 0, -7], "subtile 0    only zeros: offset 1"),
@@ -246,7 +266,8 @@ def test_sources():
 # --- names ------------------------------------------------------------------------------------------------
 
 def test_names():
-    assert anatomy.block_kind("MXFP4") is DATA_TYPES["mxfp4"] and anatomy.block_kind("gguf:mxfp4") is GGUF["MXFP4"]
+    assert anatomy.block_kind("MXFP4") is DATA_TYPES["mxfp4"]
+    assert anatomy.block_kind("gguf:mxfp4") is GGUF["MXFP4"]
     assert anatomy.block_kind("q4_k") is GGUF["Q4_K"] and anatomy.block_kind(GGUF["Q4_0"]) is GGUF["Q4_0"]
     assert anatomy.block_kind("e4m3fn").scale is None
     for name in ("zz", None, 7, "gguf:", "fp8"):

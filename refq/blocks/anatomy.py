@@ -1,7 +1,7 @@
 """What one block holds, bit by bit, as parts that `show` draws in text and `plot` as a picture.
 
-A part is a run of equal cells, such as the elements; a cell is its fields, each a letter of FIELDS for every bit.
-Data types (rows.py), number formats (one cell) and GGUF blocks (gguf.py) become parts from their rows alone.
+A part is a run of equal cells, such as the elements; a cell is its fields, each a letter of FIELDS for every
+bit. Data types (rows.py), number formats (one cell) and GGUF blocks (gguf.py) become parts from their rows.
 """
 
 from dataclasses import dataclass
@@ -21,7 +21,7 @@ FIELDS = {
     "0": "counts for nothing",
 }
 LEAD = 7                    # cells that may be drawn before those left out
-LISTED_FIELDS = {"codebook": "C", "exponent": "E", "lns": "L"}      # of the kinds of listed formats; others: V
+LISTED_FIELDS = {"codebook": "C", "exponent": "E", "lns": "L"}      # of listed formats; others: V
 
 
 @dataclass(frozen=True)
@@ -29,8 +29,8 @@ class Part:
     """Equal cells of a block.
 
     name, format: what they are. fields: (letter, bits) of a cell from its highest bit on. count: cells, None
-    where the array decides. labels: what stands below the first LEAD cells and below the last one. shared: whose
-    the part is: of the "block", or of the "channel" or "tensor" that the block lies in.
+    where the array decides. labels: what stands below the first LEAD cells and below the last one. shared:
+    whose the part is: of the "block", or of the "channel" or "tensor" that the block lies in.
     """
 
     name: str
@@ -51,7 +51,7 @@ class Part:
         return None if self.count is None else self.count * self.bits
 
     def shown(self, lead: int) -> list[str | None]:
-        """Labels of the cells to draw: at most LEAD `lead` ones, None for those left out, and the last one."""
+        """Labels of the cells to draw: `lead` ones (up to LEAD), None for those left out, the last one."""
         if self.count is not None and self.count <= lead + 1:
             return list(self.labels)
         return [*self.labels[:lead], None, self.labels[-1]]
@@ -60,8 +60,9 @@ class Part:
 def block_kind(name):
     """The row that the name of a block stands for: a data type's or a GGUF block type's.
 
-    name: of a data type, of a number format, or of a GGUF block type, with `gguf:` ahead where a data type has
-    the same name; a row is returned as it is. Raises InputError for an unknown one. Spec: BLOCK-2, GGUF-1.
+    name: of a data type, of a number format, or of a GGUF block type, with `gguf:` ahead where a data type
+    has the same name; a row is returned as it is. Raises InputError for an unknown one.
+    Spec: BLOCK-2, GGUF-1.
     """
     if isinstance(name, (Block, Gguf)):
         return name
@@ -137,8 +138,9 @@ def _block_parts(block: Block) -> tuple[Part, ...]:
             parts.append(Part("exponent offset", f"of {_size(size)} values", (("O", bits),),
                               *_places(block.tile, size)))
     if block.meta_bits:
-        of = f"of {_size(block.select_size)} values"
-        parts.append(Part("table choice", of, (("T", block.meta_bits),), *_places(block.tile, block.select_size)))
+        size = block.select_size
+        parts.append(Part("table choice", f"of {_size(size)} values", (("T", block.meta_bits),),
+                          *_places(block.tile, size)))
     kept = values
     if block.sparsity:
         n, m = block.sparsity

@@ -47,7 +47,8 @@ def values_text(block: Block) -> str:
     if block.tile in ("channel", "tensor"):
         return {"channel": "all values along the axis", "tensor": "the whole tensor"}[block.tile]
     ways = ("all" if way == "channel" else str(way) for way in sides(block.tile))
-    return f"{' x '.join(ways)} values" if isinstance(block.tile, tuple) else f"{block.tile} values along the axis"
+    text = f"{' x '.join(ways)} values"
+    return text if isinstance(block.tile, tuple) else f"{block.tile} values along the axis"
 
 
 # ------------------------------------------------------------------------------------------------------------
@@ -77,8 +78,8 @@ def one_block(values, block: Block, recipe=None, rounding=None, random_bits=None
               random_width=None) -> OneBlock:
     """Values as one block, row by row where tiles have two dimensions.
 
-    values: sequence of floats or float array. random_bits: one operand for all of them. Others, and errors, as
-    `quantize`; InputError also for more values than a block holds.
+    values: sequence of floats or float array. random_bits: one operand for all of them. Others, and errors,
+    as `quantize`; InputError also for more values than a block holds.
     """
     values = np.asarray(values)
     x = _as_tile(values, block)
@@ -132,7 +133,7 @@ def exactly(value):
 
 
 def from_source(codes, source: Row) -> np.ndarray:
-    """Codes of a source format as the array to quantise: float32 where that holds every value, else float64."""
+    """Codes of a source format as an array to quantise: float32 where that holds all values, else float64."""
     dtype = np.float32 if codec.exact_in(source, np.float32) else np.float64
     return codec.decode(np.array(codes, codec.code_dtype(source)), source, dtype)
 
@@ -143,13 +144,13 @@ def from_source(codes, source: Row) -> np.ndarray:
 def show_values(name, values, recipe=None, rounding=None, random_bits=None, random_width=None) -> str:
     """Values as one block: its scale and why, and for every value its code, decoded value and error.
 
-    name: as in block_kind. values: float32 or float64 array. Others, and errors, as one_block; GGUF blocks take
-    no recipe and no rounding, and only those whose encoding is defined can be shown (InputError).
+    name: as in block_kind. values: float32 or float64 array. Others, and errors, as one_block; GGUF blocks
+    take no recipe and no rounding, and only those whose encoding is defined can be shown (InputError).
     """
     kind, values = block_kind(name), np.asarray(values)
     if isinstance(kind, Gguf):
         if (recipe, rounding, random_bits, random_width) != (None,) * 4:
-            raise InputError(f"GGUF block {kind.name} is encoded in one way: it takes no recipe and no rounding")
+            raise InputError(f"{kind.name} is encoded in one way: it takes no recipe and no rounding")
         return _gguf_values(kind, values)
     how = recipe_of(kind, recipe)
     shown = one_block(values, kind, recipe, rounding, random_bits, random_width)
@@ -210,7 +211,8 @@ def _why(block: Block, how: Recipe, given, shown: OneBlock) -> list[tuple[str, s
                                     f"{(ZERO_TILES | ZERO_TILES_OF_STACKS)[how.zero_tile]} (BLOCK-5)"), scale]
     if not exact:
         stored = "" if shown.tensor_scale is None else f"{short(shown.tensor_scale)}, a {how.tensor}"
-        return [*lines, ("amax", short(max(map(abs, finite)))), *[("tensor scale", stored)] * bool(stored), scale]
+        lines.append(("amax", short(max(map(abs, finite)))))
+        return [*lines, *[("tensor scale", stored)] * bool(stored), scale]
     if rule.kind == "exponent":
         steps, exponent = _exponent_steps(block, rule, finite)
         return [*lines, *steps, scale, *_offset_lines(block, rule, exponent, given, shown)]
@@ -241,7 +243,8 @@ def _exponent_steps(block: Block, rule: Rule, finite):
     lowest, highest, _ = exponents(block.scale)
     clamped = min(max(exponent, lowest), highest)
     if clamped != exponent:
-        lines.append(("clamped", f"to {clamped}: {block.scale} goes from 2^{lowest} to 2^{highest} (BLOCK-7)"))
+        reach = f"{block.scale} goes from 2^{lowest} to 2^{highest}"
+        lines.append(("clamped", f"to {clamped}: {reach} (BLOCK-7)"))
     return lines, clamped
 
 
@@ -256,8 +259,8 @@ def _offset_lines(block: Block, rule: Rule, exponent: int, given, shown: OneBloc
     """Why the exponents of the subtiles with given values lie below the block's (Spec: BLOCK-15)."""
     lines = []
     for (size, bits), offsets in zip([level for level in block.subtiles if level[1]], shown.offsets):
-        lines.append(("offset", f"of {prod(sides(size))} values: {exponent} less their own exponent by the rule, from "
-                                f"0 to {(1 << bits) - 1} (BLOCK-15)"))
+        lines.append(("offset", f"of {prod(sides(size))} values: {exponent} less their own exponent by the "
+                                f"rule, from 0 to {(1 << bits) - 1} (BLOCK-15)"))
         parts = _parts(size, shown.quantized)
         for part in sorted(set(parts[: len(given)]))[:6]:
             here = [place for place in range(len(given)) if parts[place] == part]
@@ -273,9 +276,9 @@ def _offset_lines(block: Block, rule: Rule, exponent: int, given, shown: OneBloc
 def _parts(size, q: Quantized) -> list[int]:
     """For every value of the flat array the number of its subtile."""
     across, along = sides(size)
-    columns_used = q.shape[-1]
-    wide = -(-columns_used // along)
-    return [place // columns_used // across * wide + place % columns_used // along for place in range(q.codes.size)]
+    width = q.shape[-1]
+    wide = -(-width // along)
+    return [place // width // across * wide + place % width // along for place in range(q.codes.size)]
 
 
 def _float_steps(block: Block, rule: Rule, finite, shown: OneBlock) -> list[tuple[str, str]]:
@@ -289,13 +292,14 @@ def _float_steps(block: Block, rule: Rule, finite, shown: OneBlock) -> list[tupl
         return [("quotient", f"mean magnitude = {short(mean)}, {rounded}")]
     if rule.name == "hif4":
         return [amax, ("quotient", f"amax / 7 = {short(max(map(abs, finite)) / 7)}, {rounded}"),
-                ("offsets", "1 where a value of 8 reaches 4 scales; then 1 where one of 4 reaches 2 of the scales so far")]
+                ("offsets", "1 where a value of 8 reaches 4 scales; then 1 where one of 4 reaches 2 of the "
+                            "scales so far")]
     quotient, lines = max(map(abs, finite)) / largest, [amax]
     words = f"amax / {number(largest)}"
     if shown.tensor_scale is not None:
         top = block.scale_row.max
-        lines.append(("tensor scale", f"amax of all / ({number(largest)} * {number(top)}) = {short(quotient / top)}, "
-                                      f"kept in {block.outer} as {short(shown.tensor_scale)}"))
+        overall = f"amax of all / ({number(largest)} * {number(top)}) = {short(quotient / top)}"
+        lines.append(("tensor scale", f"{overall}, kept in {block.outer} as {short(shown.tensor_scale)}"))
         quotient, words = quotient / shown.tensor_scale, f"{words} / tensor scale"
     return [*lines, ("quotient", f"{words} = {short(quotient)}, {rounded}")]
 
@@ -306,8 +310,8 @@ def _range_steps(block: Block, finite, largest, rounded: str, shown: OneBlock) -
     sources = "" if row.is_float else " / scale"
     return [("range", f"from {short(Fraction(low))} to {short(Fraction(high))}, zero included"),
             ("quotient", f"range / {number(largest)} = {short((high - low) / largest)}, {rounded}"),
-            ("zero point", f"{block.zero} {hex_code(row, code)} ({short(meaning(row, code))}): least value, negated,"
-                           f"{sources} rounded (BLOCK-14)")]
+            ("zero point", f"{block.zero} {hex_code(row, code)} ({short(meaning(row, code))}): "
+                           f"-least value{sources}, rounded (BLOCK-14)")]
 
 
 # ------------------------------------------------------------------------------------------------------------
@@ -328,6 +332,7 @@ def _gguf_values(row: Gguf, values) -> str:
         if scale:
             lines.append((label, short(exactly(scale.values(block[None])[0, 0]))))
     lines.append(("bytes", block.tobytes().hex(" ")))
-    given, decoded = ([exactly(value) for value in part] for part in (values, gguf_decode(block, row)[:count]))
+    given = [exactly(value) for value in values]
+    decoded = [exactly(value) for value in gguf_decode(block, row)[:count]]
     return f"{pairs(lines)}\n\n" + _with_errors(
         {"value": [short(value) for value in given], "level": list(map(str, levels))}, given, decoded)

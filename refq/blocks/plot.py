@@ -1,4 +1,4 @@
-"""The bits of blocks as a picture: one row a data type, all to the same scale (needs the optional matplotlib)."""
+"""The bits of blocks as a picture: one row a data type, all to one scale (needs the optional matplotlib)."""
 
 from pathlib import Path
 
@@ -115,9 +115,9 @@ def _legend(axes, parts, width: float):
             words |= {_colour(part, letter): f"{letter}  {FIELDS[letter]}{', shared' * shared}"
                       for letter, _ in part.fields}
     handles = [axes.barh(0, 0, 0, color=colour, label=text) for colour, text in words.items()]
-    axes.legend(handles=handles, loc="upper left", bbox_to_anchor=(0, 0), fontsize=8, frameon=False, labelcolor=INK,
-                ncols=max(1, min(len(words), int((width - MARGIN) / 2))), handlelength=1.0, handleheight=1.0,
-                columnspacing=1.6)
+    columns = max(1, min(len(words), int((width - MARGIN) / 2)))
+    axes.legend(handles=handles, loc="upper left", bbox_to_anchor=(0, 0), ncols=columns, fontsize=8,
+                frameon=False, labelcolor=INK, handlelength=1.0, handleheight=1.0, columnspacing=1.6)
 
 
 def _label(kind) -> str:

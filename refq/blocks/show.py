@@ -95,7 +95,8 @@ def _facts(block: Block) -> list[tuple[str, str]]:
 def _scaled_facts(block: Block) -> list[tuple[str, str]]:
     row, rule, how = block.element_row, RULES[block.rule], recipe_of(block)
     tables = f"{len(block.tables)} tables of {1 << row.width} values, " if len(block.tables) > 1 else ""
-    lines = [("element", f"{block.element}, {tables}{row.width} bits, largest value {number(block.elements.max)}"),
+    largest = number(block.elements.max)
+    lines = [("element", f"{block.element}, {tables}{row.width} bits, largest value {largest}"),
              ("scale", f"{block.scale}, one for {values_text(block)}")]
     if block.outer:
         lines.append(("tensor scale", f"{block.outer}, one for the whole tensor"))
@@ -245,9 +246,11 @@ def _gguf_facts(row: Gguf) -> list[tuple[str, str]]:
     minimum = " * factor" if row.offset and row.offset.factors else ""
     offset = f" {'-' if row.offset.sign < 0 else '+'} m{minimum}" if row.offset else ""
     lines = [("GGUF block", f"{row.name}, type {row.number} of the file format"),
-             ("holds", f"{row.values} values in {row.bytes} bytes"), ("bits/value", _ratio(row.bits_per_value)),
+             ("holds", f"{row.values} values in {row.bytes} bytes"),
+             ("bits/value", _ratio(row.bits_per_value)),
              ("value", f"d{factor} * level{offset}"), ("  d", _D[row.scale.format]),
-             ("  level", " ".join(map(str, levels)) if len(levels) <= 16 else f"{min(levels)} to {max(levels)}")]
+             ("  level", " ".join(map(str, levels)) if len(levels) <= 16
+              else f"{min(levels)} to {max(levels)}")]
     if factor:
         factors = row.scale.factors
         count = sum(run[0].count * run[0].groups for run in factors.runs)
@@ -264,7 +267,7 @@ def _first_values(row: Gguf) -> list[tuple[str, str]]:
             held = [str(start + group * bits.stride) for group in range(bits.groups)]
             if hasattr(bits, "low"):
                 held.reverse()                              # drawn from the top
-            lines.append((f"  byte {bits.at}", f"of {'value' if len(held) == 1 else 'values'} {', '.join(held)}"))
+            lines.append((f"  byte {bits.at}", f"of value{'s' * (len(held) > 1)} {', '.join(held)}"))
         start += run[0].count * run[0].groups
     return lines
 

@@ -57,16 +57,17 @@ def _columns(records: list[dict]) -> str:
 
 def data_type_facts(row: Block) -> dict:
     """One data type; everything derived (Spec: BLOCK-2, BLOCK-12)."""
-    return {"data type": row.name, "element": row.element, "scale": row.scale or "", "tile": tile_text(row.tile),
-            "rule": row.rule, "outer": row.outer or "", "with": ", ".join(_shared(row)),
+    return {"data type": row.name, "element": row.element, "scale": row.scale or "",
+            "tile": tile_text(row.tile), "rule": row.rule, "outer": row.outer or "",
+            "with": ", ".join(_shared(row)),
             "bits/value": number(row.bits_per_value), "recipe": row.recipe, "source": row.ref,
             "also": ", ".join(row.aka)}
 
 
 def gguf_facts(row: Gguf) -> dict:
     """One GGUF block type (Spec: GGUF-1, GGUF-9)."""
-    return {"GGUF type": row.name, "number": str(row.number), "values": str(row.values), "bytes": str(row.bytes),
-            "bits/value": number(row.bits_per_value),
+    return {"GGUF type": row.name, "number": str(row.number), "values": str(row.values),
+            "bytes": str(row.bytes), "bits/value": number(row.bits_per_value),
             "encode": f"plain rounding: {FITS[row.fit]}" if row.encodes else "decode only (search)"}
 
 
