@@ -36,8 +36,8 @@ ASYMMETRIC = ["uint4_binary16_binary16_t32", "uint8_binary32_binary32_channel", 
               "uint16_bfloat16_uint16_t16", "uint4_binary32_bfloat16_t3x5", "uint8_binary32_uint8_tensor",
               "uint1_binary16_uint1_t8"]
 LISTED = ["ternary_binary16_channel", "ternary_e8m0_t16", "nf4_binary16_t16", "nf4_e8m0_t16",
-          "bnb_fp4_e8m0_t16", "af4_e5m0scale_t16", "posit8_bfloat16_t16", "hif8_binary16_t16", "posit6_e8m0_t8",
-          "lns5f0_binary32_t8"]
+          "bnb_fp4_e8m0_t16", "af4_e5m0scale_t16", "posit8_bfloat16_t16", "hif8_binary16_t16",
+          "posit6_e8m0_t8", "lns5f0_binary32_t8"]
 ROWS = {row.name: row for row in [                          # data types that no name by rule gives
     Block("absmean_t8", "ternary", "binary16", 8, "absmean"),
     Block("absmean_4x4", "int4", "ue4m3", (4, 4), "absmean"),
@@ -275,7 +275,7 @@ def length(name):
 
 
 def arrays(name, dtype, values=60_000):
-    """Adversarial tiles laid out as arrays that the data type tiles along the last axes; about so many values."""
+    """Adversarial tiles laid out as arrays that the data type tiles along the last axes."""
     (cross, along), tile = sides(name), data_type(name).tile
     x = tiles(cross * along, dtype, name)
     x = x[::max(1, x.size // values)]

@@ -96,7 +96,7 @@ class Recipe:
     def rounding_of(self, asked: str | None) -> str:
         """The element rounding: what was asked for, or the recipe's own. A stack has no other (REC-1)."""
         if self.takes is None:
-            return asked or self.rounding
+            return self.rounding if asked is None else asked
         if asked not in (None, "rne", self.rounding):
             raise InputError(f"recipe {self.name!r} rounds elements by {self.rounding}, not by {asked}; "
                              f"{self.name},rounding={asked} is the same recipe with that rounding")
