@@ -257,6 +257,19 @@ def test_two_dimensions_are_filled_row_by_row():
         one_block.one_block(np.ones(9), block)
 
 
+@pytest.mark.parametrize("value, text", [
+    (Fraction(1, 3), "1/3"), (Fraction(2) ** 4000, "1.31820e+1204"), (Fraction(1, 2 ** 4000), "7.58608e-1205"),
+    (Fraction(5, 2 ** 20), "4.76837e-06"), (Fraction(-448), "-448"), ("nan", "NaN")])
+def test_short_numbers(value, text):
+    assert one_block.short(value) == text
+
+
+def test_values_beyond_every_float():
+    """Errors are exact, so that their squares may lie outside float64."""
+    text = one_block.show_values("mxfp4", np.float64([1e300, 1e-300]))
+    assert "sum of squared errors: 1.0" in text and "e+600" in text
+
+
 def test_sources():
     half = refq.number_format("float16")
     assert one_block.from_source([0x3C00], half).dtype == np.float32

@@ -2,6 +2,7 @@
 
 import textwrap
 from dataclasses import dataclass
+from decimal import Decimal
 from fractions import Fraction
 from math import prod
 
@@ -22,7 +23,7 @@ from refq.formats import codec
 from refq.formats.listed import key, meaning
 from refq.formats.rows import Row
 from refq.formats.show import fields, hex_code, number
-from refq.formats.table import columns
+from refq.formats.table import columns, limit
 from refq.formats.values import INF, NAN, NEG_INF, floor_log2
 
 LABEL, LINE = 15, 100                       # columns of labels and of whole lines
@@ -39,7 +40,12 @@ def pairs(lines) -> str:
 def short(value) -> str:
     """A number as it is where that is short, else in six digits."""
     text = number(value)
-    return text if len(text) <= 12 and " " not in text else f"{float(key(value)):.6g}"
+    if len(text) <= 12 and " " not in text:
+        return text
+    value = Fraction(key(value))
+    if abs(floor_log2(abs(value))) < 1000:
+        return f"{float(value):.6g}"
+    return f"{Decimal(value.numerator) / value.denominator:.6g}"            # beyond every float
 
 
 def values_text(block: Block) -> str:
@@ -295,10 +301,10 @@ def _float_steps(block: Block, rule: Rule, finite, shown: OneBlock) -> list[tupl
                 ("offsets", "1 where a value of 8 reaches 4 scales; then 1 where one of 4 reaches 2 of the "
                             "scales so far")]
     quotient, lines = max(map(abs, finite)) / largest, [amax]
-    words = f"amax / {number(largest)}"
+    words = f"amax / {limit(largest)}"
     if shown.tensor_scale is not None:
         top = block.scale_row.max
-        overall = f"amax of all / ({number(largest)} * {number(top)}) = {short(quotient / top)}"
+        overall = f"amax of all / ({limit(largest)} * {limit(top)}) = {short(quotient / top)}"
         lines.append(("tensor scale", f"{overall}, kept in {block.outer} as {short(shown.tensor_scale)}"))
         quotient, words = quotient / shown.tensor_scale, f"{words} / tensor scale"
     return [*lines, ("quotient", f"{words} = {short(quotient)}, {rounded}")]
@@ -309,7 +315,7 @@ def _range_steps(block: Block, finite, largest, rounded: str, shown: OneBlock) -
     row, code = block.zero_row, shown.zero
     sources = "" if row.is_float else " / scale"
     return [("range", f"from {short(Fraction(low))} to {short(Fraction(high))}, zero included"),
-            ("quotient", f"range / {number(largest)} = {short((high - low) / largest)}, {rounded}"),
+            ("quotient", f"range / {limit(largest)} = {short((high - low) / largest)}, {rounded}"),
             ("zero point", f"{block.zero} {hex_code(row, code)} ({short(meaning(row, code))}): "
                            f"-least value{sources}, rounded (BLOCK-14)")]
 
