@@ -9,7 +9,9 @@ import pytest
 
 import refq
 from refq.blocks import anatomy, one_block, show, table
+from refq.blocks.codebooks import CODEBOOKS
 from refq.blocks.gguf import GGUF
+from refq.blocks.layouts import BLOCK_LAYOUTS, LAYOUTS, SCALE_LAYOUTS
 from refq.blocks.recipes import RECIPES, recipe_of
 from refq.blocks.rotation import ROTATIONS
 from refq.blocks.rows import DATA_TYPES
@@ -305,8 +307,13 @@ def test_the_tables_list_everything():
 def test_the_readme_table_has_every_data_type():
     """That the README holds this very text, tools/regen.py --check tells (tests/test_vectors.py)."""
     names = []
-    for line in table.markdown().splitlines()[2:]:
+    lines, lists = table.markdown().split("\n\n")
+    for line in lines.splitlines()[2:]:
         first, *others = line.strip("| ").split(" | ")[0].split(", ")
         names += [first, *(other.replace("…", first) for other in others)]
     assert sorted(names) == sorted(DATA_TYPES)
-    assert table.markdown() in (Path(__file__).parent.parent / "README.md").read_text("utf-8")
+    for rows in (RULES, RECIPES, ROTATIONS, GGUF, CODEBOOKS, LAYOUTS, SCALE_LAYOUTS, BLOCK_LAYOUTS):
+        assert all(f"`{name}`" in lists for name in rows)
+    readme = (Path(__file__).parent.parent / "README.md").read_text("utf-8")
+    assert table.markdown() in readme
+    assert "\n".join(show.drawing("b4int3").splitlines()[:6]) in readme

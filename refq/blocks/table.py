@@ -88,9 +88,20 @@ def _shared(row: Block) -> list[str]:
 # the table of the README
 
 def markdown() -> str:
-    """The data types in few columns; types that differ in the tile only are one line (tools/regen.py)."""
+    """The data types in few columns, those that differ in the tile only in one line; the names of all else."""
     lines = [HEAD, ["---"] * len(HEAD), *map(_line, _families())]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"
+    lists = (f"- {title}: {', '.join(f'`{name}`' for name in names)}" for title, names in _lists())
+    return "\n".join([*("| " + " | ".join(line) + " |" for line in lines), "", *lists]) + "\n"
+
+
+def _lists() -> list[tuple[str, list[str]]]:
+    """What else there is: (title, names)."""
+    encoded = [name for name, row in GGUF.items() if row.encodes]
+    layouts = [row.name for table in (LAYOUTS, SCALE_LAYOUTS, BLOCK_LAYOUTS) for row in table.values()]
+    return [("scale rules", list(RULES)), ("recipes", list(RECIPES)), ("rotations", list(ROTATIONS)),
+            ("codebooks", list(CODEBOOKS)), ("layouts", list(dict.fromkeys(layouts))),
+            ("GGUF blocks, encoded and decoded", encoded),
+            ("GGUF blocks, decoded only (their encoders search)", [name for name in GGUF if name not in encoded])]
 
 
 def _families() -> list[list[Block]]:
