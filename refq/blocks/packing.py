@@ -23,8 +23,8 @@ STREAM = LAYOUTS["onnx"]
 class Packed:
     """A quantised array as bytes, and what it takes to read them.
 
-    codes: uint8 array of element codes in `layout`, under a mask only of kept values; of whole blocks where that
-    is a block layout.
+    codes: uint8 array of element codes in `layout`, under a mask of kept values only; of whole blocks where
+    that is a block layout.
     scales: uint8 array of scale codes in `scale_layout`; None where unscaled or inside the blocks.
     tensor_scale: float32 of a two-level type, or None.
     dtype (a row or a name), shape, axis, recipe, rounding: of the Quantized.
