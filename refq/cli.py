@@ -244,7 +244,7 @@ def _build_quantize(command):
     patterns = {"action": "append", "default": [], "metavar": "PATTERN"}
     add("--include", **patterns, help="only weights that match (repeatable)")
     add("--exclude", **patterns, help="leave weights that match (repeatable)")
-    add("--round", default="rne", metavar="RULE", help="rounding of the elements (default rne)")
+    add("--round", metavar="RULE", help="rounding of the elements (default: the recipe's, mostly rne)")
     add("--recipe", help="recipe of the data type (default: its own)")
     add("--json", metavar="FILE", help="write the report as JSON")
     add("--html", metavar="FILE", help="write the report as a page")

@@ -247,7 +247,8 @@ def _nv(name, element, tile=16, ref="NVFP4, other element"):
 
 def _bfp(name, bits, scale, tile, ref, *aka, subtiles=()):
     """Block floating point: sign, one integer bit, fraction; a shared exponent."""
-    return Block(name, f"smint{bits}f{bits - 2}", scale, tile, "floor", None, "ocp", ref, aka, subtiles)
+    element = f"smint{bits}" + f"f{bits - 2}" * (bits > 2)
+    return Block(name, element, scale, tile, "floor", None, "ocp", ref, aka, subtiles)
 
 
 DATA_TYPES: dict[str, Block] = {row.name: row for row in [
