@@ -18,12 +18,13 @@ CLOSE = 2.0 ** -30          # losses that differ by less of what they are made o
 @dataclass(frozen=True)
 class Coded:
     """What the loop gives: codes and the values they mean, (columns, rows); a choice a block; for every block the
-    candidate that each of its tiles took."""
+    candidate that each of its tiles took; the output error where the loop has met it on its way, or None."""
 
     codes: np.ndarray
     values: np.ndarray
     choices: list[Choice]
     taken: list[np.ndarray]
+    error: float | None = None
 
 
 def code_columns(plan: Plan, grid: Grid, scale: str) -> Coded:
@@ -32,7 +33,10 @@ def code_columns(plan: Plan, grid: Grid, scale: str) -> Coded:
 
 
 class _Loop:
-    """The state of one run: what columns owe, what they have lost, their codes."""
+    """The state of one run: what columns owe, what they have lost, their codes.
+
+    Arrays of one block have an axis for the candidates: (columns of the block, candidates, rows).
+    """
 
     def __init__(self, plan: Plan, grid: Grid, scale: str):
         self.plan, self.grid, self.scale = plan, grid, scale
@@ -40,10 +44,14 @@ class _Loop:
         self.lost = np.empty(plan.weights.shape)
         self.codes = np.empty(plan.weights.shape, grid.code_dtype)
         self.choices, self.taken = [], []
+        # With one stream the losses of the blocks add up to the output error (ED-5)
+        self.error = 0.0 if grid.movable and plan.drift is None and not plan.gaps else None
 
     def run(self) -> Coded:
         self.blocks(0, len(self.grid.edges) - 1)
-        return Coded(self.codes, np.subtract(self.plan.weights, self.lost, out=self.lost), self.choices, self.taken)
+        values = np.subtract(self.plan.weights, self.lost, out=self.lost)
+        error = None if self.error is None else max(self.error, 0.0)
+        return Coded(self.codes, values, self.choices, self.taken, error)
 
     def blocks(self, low: int, high: int):
         """Blocks low to high: the first half, what the second owes to it, the second half."""
@@ -58,29 +66,29 @@ class _Loop:
         self.blocks(middle, high)
 
     def block(self, number: int):
-        grid, plan = self.grid, self.plan
-        start, stop = grid.edges[number], grid.edges[number + 1]
-        part = slice(start, stop)
+        grid, part = self.grid, slice(*self.grid.edges[number: number + 2])
         choices = self.candidates(part)
-        count, shape = len(choices), (stop - start, len(choices) * grid.rows)
-        if count == 1:
-            lost, codes, gaps = self.lost[part], self.codes[part], None
-            self.panels(part, choices, self.owed[part], plan.weights[part], lost, codes, None)
-            best = np.zeros(len(grid.tile_rows(np.zeros((1, grid.rows)))[0]) if grid.movable else 1, np.intp)
-            self.choices.append(choices[0])
+        owed = self.owed[part]
+        if len(choices) == 1:
+            kept = None if self.error is None else owed.copy()
+            self.panels(part, choices, owed[:, None], self.lost[part][:, None], self.codes[part][:, None], None)
+            best = np.zeros(len(choices[0].codes) if grid.movable else 1, np.intp)
+            if kept is not None:
+                loss, cross = self.losses(part, kept, self.lost[part][:, None])
+                self.error += float((loss + cross).sum())
         else:
+            shape = len(owed), len(choices), grid.rows
             lost, codes = np.empty(shape), np.empty(shape, self.codes.dtype)
-            gaps = np.empty(shape) if plan.gaps else None
-            before = self.owed[part].copy()
-            self.panels(part, choices, np.tile(before, count), np.tile(plan.weights[part], count), lost, codes, gaps)
-            best = self.best(part, before, lost, gaps, count)
+            gaps = np.empty(shape) if self.plan.gaps else None
+            self.panels(part, choices, owed[:, None], lost, codes, gaps)
+            best = self.best(part, owed, lost, gaps)
             index = grid.of_rows(best)
             for own, several in ((self.lost[part], lost), (self.codes[part], codes)):
-                own[...] = several[:, : grid.rows]
-                for candidate in range(1, count):
-                    rows = np.flatnonzero(index == candidate)
-                    own[:, rows] = several[:, candidate * grid.rows + rows]
-            self.choices.append(grid.merged(choices, best))
+                own[...] = several[:, 0]
+                for candidate in range(1, len(choices)):
+                    np.copyto(own, several[:, candidate], where=index == candidate)
+            choices = [grid.merged(choices, best)]
+        self.choices += choices
         self.taken.append(best)
 
     def candidates(self, part) -> list[Choice]:
@@ -102,53 +110,68 @@ class _Loop:
         found = np.where(d == 0, plan.weights[part], found)
         return found if self.grid.mask is None else np.where(self.grid.mask[part], found, 0)
 
-    def panels(self, part, choices, owed, weights, lost, codes, gaps):
-        """Code a block. All arrays are (columns of the block, candidates x rows); `owed` is used up."""
-        plan, cast = self.plan, self.grid.caster(choices, part.start)
+    def panels(self, part, choices, owed, lost, codes, gaps):
+        """Code a block. owed: (columns of the block, 1, rows); the other arrays are filled."""
+        plan, weights, cast = self.plan, self.plan.weights[part], self.grid.caster(choices, part.start)
         below, diagonal = plan.below[part, part], plan.diagonal[part]
         drift = None if plan.drift is None else np.tril(plan.drift[part, part])
-        line, again, room = np.empty((3, owed.shape[1]))
+        flat = lost.reshape(len(lost), -1)
+        if len(owed) > PANEL and len(choices) > 1 or drift is not None:
+            owed = np.repeat(owed, len(choices), axis=1)        # it changes here, and differs by candidate
+        line, again, room = np.empty((3, len(choices), self.grid.rows))
+
+        def add(low, middle, high):
+            """What columns from middle owe to those from low."""
+            owed[middle:high] += (below[middle:high, low:middle] @ flat[low:middle]).reshape(owed[middle:high].shape)
+            if drift is not None:
+                owed[middle:high] += (drift[middle:high, low:middle] @ weights[low:middle])[:, None]
 
         def run(low, high):
             if high - low > PANEL:
                 middle = low + -(-(high - low) // (2 * PANEL)) * PANEL
                 run(low, middle)
-                owed[middle:high] += below[middle:high, low:middle] @ lost[low:middle]
-                if drift is not None:
-                    owed[middle:high] += drift[middle:high, low:middle] @ weights[low:middle]
+                add(low, middle, high)
                 return run(middle, high)
             if drift is not None:
-                owed[low:high] += drift[low:high, low:high] @ weights[low:high]
+                owed[low:high] += (drift[low:high, low:high] @ weights[low:high])[:, None]
             for k in range(low, high):
                 if diagonal[k]:
-                    np.divide(_added(owed[k], below[k, low:k], lost[low:k], again), diagonal[k], out=line)
+                    if k > low:
+                        np.dot(below[k, low:k], flat[low:k], out=again.reshape(-1))
+                        np.add(again, owed[k], out=again)
+                        np.divide(again, diagonal[k], out=line)
+                    else:
+                        np.divide(owed[k], diagonal[k], out=line)
                     np.add(line, weights[k], out=line)
                 else:
                     line[...] = weights[k]
+                if gaps is not None:
+                    gaps[k] = line
                 cast(k, line, codes[k], room)
                 np.subtract(weights[k], room, out=lost[k])
                 if gaps is not None:
-                    np.subtract(line, room, out=gaps[k])
+                    gaps[k] -= room
         run(0, len(owed))
 
-    def best(self, part, owed, lost, gaps, count: int):
+    def best(self, part, owed, lost, gaps):
         """For every tile the candidate of the least loss. Spec: ED-5."""
-        plan, grid = self.plan, self.grid
         if gaps is not None:
-            loss = self.per_tile((gaps * plan.diagonal[part, None]) ** 2, count)
+            loss = self.grid.tile_rows(((gaps * self.plan.diagonal[part, None, None]) ** 2).sum(axis=0))
             return least(loss, loss)
-        at = owed
-        if plan.drift is not None:
-            at = owed + plan.drift[part, part] @ plan.weights[part]
-        own = self.per_tile(lost * (plan.below[part, part] @ lost), count)
-        z = lost.reshape(len(lost), count, grid.rows)
-        cross = 2 * np.einsum("kcr,kr->cr", z, at)
-        cross_tiles = grid.tile_rows(cross)
-        return least(own + cross_tiles, own + np.abs(cross_tiles))
+        own, cross = self.losses(part, owed, lost)
+        best = least(own + cross, own + np.abs(cross))
+        if self.error is not None:
+            self.error += float((own + cross)[best, np.arange(len(best))].sum())
+        return best
 
-    def per_tile(self, products, count: int):
-        """(columns, candidates x rows) -> (candidates, tiles)"""
-        return self.grid.tile_rows(products.sum(axis=0).reshape(count, self.grid.rows))
+    def losses(self, part, owed, lost):
+        """||U after||^2 - ||U as if the block lost nothing||^2 in two parts, (candidates, tiles) each. Spec: ED-5."""
+        plan = self.plan
+        if plan.drift is not None:
+            owed = owed + plan.drift[part, part] @ plan.weights[part]
+        moved = (plan.below[part, part] @ lost.reshape(len(lost), -1)).reshape(lost.shape)
+        own, cross = np.einsum("kcr,kcr->cr", lost, moved), 2 * np.einsum("kcr,kr->cr", lost, owed)
+        return self.grid.tile_rows(own), self.grid.tile_rows(cross)
 
 
 def least(losses, sizes):
@@ -163,12 +186,3 @@ def least(losses, sizes):
         best[better] = candidate
         loss[better], size[better] = losses[candidate][better], sizes[candidate][better]
     return best
-
-
-def _added(owed, factors, lines, room):
-    """owed + factors @ lines"""
-    if not len(factors):
-        return owed
-    np.dot(factors, lines, out=room)
-    room += owed
-    return room

@@ -80,7 +80,7 @@ def diffuse(w, x, x_hat=None, dtype="mxfp4", method="ed", axis=-1, scale="search
             raise InputError(f"{what} {word!r} is not known; allowed are {', '.join(known)}")
     w, axis = _weights(w, axis)
     grid = Grid(w, block, recipe_of(block, recipe), axis, tensor_scale)
-    lines = np.ascontiguousarray((w if axis == 1 else w.T).T, dtype=np.float64)
+    lines = grid.lines(w, np.float64)
     streams = None if isinstance(x, Gram) else as_streams(x, x_hat, grid.columns)
     gram = _gram(x, x_hat, grid.columns, "x")
     held = None if held is None else _gram(*(held if isinstance(held, tuple) else (held, None)), grid.columns, "held")
@@ -106,10 +106,7 @@ def diffuse_gram(w, gram: Gram, dtype="mxfp4", method="ed", axis=-1, scale="sear
 
 def _direct(grid: Grid) -> Coded:
     """Direct cast as the loop would give it. Spec: ED-6."""
-    q = grid.direct
-    values = q.dequantize(np.float64)
-    codes, values = (np.ascontiguousarray((part if grid.axis == 1 else part.T).T) for part in (q.codes, values))
-    return Coded(codes, values, [], [])
+    return Coded(grid.lines(grid.direct.codes), grid.lines(grid.direct.dequantize(np.float64)), [], [])
 
 
 def _result(grid: Grid, asked: str, scale: str, coded: Coded, gram: Gram, held, lines, trace) -> Diffused:
@@ -120,7 +117,10 @@ def _result(grid: Grid, asked: str, scale: str, coded: Coded, gram: Gram, held, 
         held_errors = held.errors(lines, coded.values, direct.values)
         if held_errors[1] < held_errors[0]:
             used, quantized, coded = "rtn", grid.direct, replace(direct)
-    error, rtn_error = gram.errors(lines, coded.values, direct.values)
+    if coded.error is None:
+        error, rtn_error = gram.errors(lines, coded.values, direct.values)
+    else:
+        error, rtn_error = coded.error, gram.errors(lines, direct.values)[0]
     steps = _trace(grid, coded, gram, lines) if trace else None
     return Diffused(quantized, used, asked, scale, error, rtn_error, *held_errors, steps)
 

@@ -13,6 +13,7 @@ import numpy as np
 from refq.errors import InputError
 
 ROWS = 4096                 # rows at a time: the float64 copies of a batch stay small
+PIECE = 256                 # rows and columns of an array turned at a time
 STRIP = 256                 # columns at a time of products of which half is needed
 
 
@@ -61,8 +62,7 @@ class Gram:
 
     def error(self, w, q) -> float:
         """The output error ||X w^T - X^ q^T||^2. w, q: (rows, columns) values. Spec: ED-1."""
-        w, q = (np.ascontiguousarray(np.asarray(part, np.float64).T) for part in (w, q))
-        return self.errors(w, q)[0]
+        return self.errors(*(turned(np.asarray(part), np.float64) for part in (w, q)))[0]
 
     def errors(self, w, *several):
         """The output errors of several q beside one w, all (columns, rows) float64, C-contiguous."""
@@ -87,6 +87,16 @@ def quadratic(matrix, z) -> float:
 def inner(a, b) -> float:
     """The sum of the products, in one order whatever the number of threads."""
     return float(np.einsum("ij,ij->i", a, b).sum())
+
+
+def turned(array, dtype=None):
+    """The transpose as a C-contiguous array, piece by piece, so that neither side leaves the cache."""
+    found = np.empty(array.shape[::-1], dtype or array.dtype)
+    for row in range(0, array.shape[0], PIECE):
+        for column in range(0, array.shape[1], PIECE):
+            rows, columns = slice(row, row + PIECE), slice(column, column + PIECE)
+            found[columns, rows] = array[rows, columns].T
+    return found
 
 
 def block_errors(gram: Gram, w, q, edges):

@@ -18,6 +18,7 @@ from refq.blocks.rows import Block
 from refq.blocks.rules import RULES
 from refq.blocks.scales import OVERFLOW, Scales, exponents, to_odd
 from refq.blocks.tiles import Tiles, sides
+from refq.diffusion.gram import turned
 from refq.errors import InputError
 from refq.formats import codec
 from refq.formats.policies import rounding_rule
@@ -67,13 +68,17 @@ class Grid:
         self.source = lines.astype(np.float32 if codec.source_row(lines.dtype).precision <= 24 else np.float64)
         self.rows, self.columns = lines.shape
         mask = self.direct.mask
-        self.mask = None if mask is None else np.ascontiguousarray((mask if axis == 1 else mask.T).T)
+        self.mask = None if mask is None else self.lines(mask)
         if mask is not None:
             self.source[~self.mask.T] = 0
         along = sides(block.tile)[1] if block.scale else None
         self.movable = isinstance(along, int)
         self.width = min(along, self.columns) if self.movable else self.columns
         self.edges = [*range(0, self.columns, self.width), self.columns]
+
+    def lines(self, array, dtype=None):
+        """An array of the shape of w column by column: (columns, rows), C-contiguous."""
+        return turned(array, dtype) if self.axis == 1 else np.ascontiguousarray(array, dtype=dtype)
 
     @cached_property
     def plain(self) -> bool:
@@ -188,70 +193,69 @@ class Grid:
     def caster(self, choices, first: int):
         """A function (column of the block, values, codes, room) that casts a line of values.
 
-        choices: the candidates, whose lines lie side by side: a line is len(choices) x rows long. first: the
-        block's first column. Writes codes, and what they mean into room; may change the values.
+        choices: the candidates; a line is (candidates, rows). first: the block's first column. Writes codes, and
+        what they mean into room; may change the values. Lines are C-contiguous float64.
         """
-        several = len(choices)
-        steps, divisor = (_beside([getattr(c, name) for c in choices]) for name in ("steps", "divisor"))
+        shape = len(choices), self.rows
+        steps, divisor = (np.stack([getattr(c, name) for c in choices], axis=1) for name in ("steps", "divisor"))
         dead = [np.zeros(self.rows, bool) if c.dead is None else c.dead for c in choices]
-        dead = np.concatenate(dead) if any(c.dead is not None for c in choices) else None
-        zero = None if choices[0].zero is None else np.concatenate([c.zero for c in choices])
-        taken = None if choices[0].taken is None else _beside([c.taken for c in choices])
-        length = several * self.rows
-        cast = self._asymmetric(zero, length) if zero is not None else self._symmetric(length, taken)
+        dead = np.stack(dead) if any(c.dead is not None for c in choices) else None
+        zero = None if choices[0].zero is None else np.stack([c.zero for c in choices])
         if not self.plain:
             cast = self._by_recipe(choices, zero)
+        elif zero is not None:
+            cast = self._asymmetric(zero, shape)
+        else:
+            cast = self._symmetric(choices, shape)
         unit = self.frame(self.width).unit[1] if self.block.scale and self.block.tile != "tensor" else self.columns
-        nothing, power = zero_code(self.block.element_row), RULES[self.block.rule].kind == "exponent"
-        inverse = 1 / divisor if power and self.plain else None
+        exponent = RULES[self.block.rule].kind == "exponent"
+        inverse = 1 / divisor if exponent and self.plain else None
 
         def run(column, values, codes, room):
             u = column // unit
             if self.mask is not None:
-                np.copyto(values, 0.0, where=np.tile(~self.mask[first + column], several))
-            if inverse is not None:
-                np.multiply(values, inverse[u], out=room)
-                cast(u, room, divisor[u], codes, room)
-            else:
-                cast(u, values, divisor[u], codes, room)
+                np.copyto(values, 0.0, where=~self.mask[first + column])
+            if self.plain:                                      # else the recipe divides in a way of its own
+                if exponent:
+                    np.multiply(values, inverse[u], out=values)
+                elif zero is None:
+                    np.divide(values, divisor[u], out=values)
+            cast(u, values, divisor[u], codes, room)
             room *= steps[u]
             if zero is not None and self.block.zero_row.is_float:
                 room -= zero
             if dead is not None:
-                codes[dead], room[dead] = nothing, 0.0
+                codes[dead], room[dead] = zero_code(self.block.element_row), 0.0
         return run
 
-    def _symmetric(self, length: int, taken):
-        exponent = RULES[self.block.rule].kind == "exponent"
-        runs = [self._runs(row) for row in self.block.tables]
-        quotient = np.empty(length)
+    def _symmetric(self, choices, shape):
+        """Quotients to codes and their values, by the table that each row takes."""
+        rounds = [(codec.encoder(codec.source_row(np.float64), row, self.how.rounding, self.how.overflow),
+                   codec.decoder(row, np.dtype(np.float64))) for row in self.block.tables]
         members = {}
 
-        def one(u, values, divisor, codes, room):
-            y = values if exponent else np.divide(values, divisor, out=quotient)
-            runs[0][0](y.view(np.uint64), codes)
-            runs[0][1](codes, room)
+        def one(u, quotients, divisor, codes, room):
+            encode, decode = rounds[0]
+            encode(quotients.reshape(-1).view(np.uint64), codes.reshape(-1))
+            decode(codes.reshape(-1), room.reshape(-1))
 
-        def chosen(u, values, divisor, codes, room):
-            y = np.divide(values, divisor, out=quotient) if not exponent else values.copy()
+        def chosen(u, quotients, divisor, codes, room):
             if u not in members:
-                members[u] = [np.flatnonzero(taken[u] == table) for table in range(len(runs))]
-            for (encode, decode), places in zip(runs, members[u]):
+                taken = np.concatenate([c.taken[u] for c in choices])
+                members[u] = [np.flatnonzero(taken == table) for table in range(len(rounds))]
+            y, codes, room = (part.reshape(-1) for part in (quotients, codes, room))
+            for (encode, decode), places in zip(rounds, members[u]):
                 if places.size:
                     some, meant = np.empty(places.size, codes.dtype), np.empty(places.size)
                     encode(y[places].view(np.uint64), some)
                     decode(some, meant)
                     codes[places], room[places] = some, meant
-        return one if taken is None else chosen
+        return one if len(rounds) == 1 else chosen
 
-    def _runs(self, row):
-        return (codec.encoder(codec.source_row(np.float64), row, self.how.rounding, self.how.overflow),
-                codec.decoder(row, np.dtype(np.float64)))
-
-    def _asymmetric(self, zero, length: int):
+    def _asymmetric(self, zero, shape):
         """Spec: BLOCK-14, with quotients in float64."""
         top, shifted = self.block.element_row.layout.max_index, self.block.zero_row.is_float
-        quotient = np.empty(length)
+        quotient = np.empty(shape)
 
         def cast(u, values, divisor, codes, room):
             y = np.divide(values + zero if shifted else values, divisor, out=quotient)
@@ -267,20 +271,20 @@ class Grid:
         """Casts as a recipe prescribes that divides or finishes in a way of its own."""
         if len(self.block.tables) > 1:
             raise InputError(f"recipe {self.how.name!r} cannot diffuse {self.block.name}, which has codebooks")
-        (choice,) = choices
+        (choice,) = choices             # nobody searches beside a stack's own scales
         decode = codec.decoder(self.block.element_row, np.dtype(np.float64))
         tiles = None
         if choice.zeros is not None:
             tiles = self._spreader(self.frame(self.width))(choice.zeros[:, None], self.frame(self.width).size)[0]
 
         def cast(u, values, divisor, codes, room):
-            lines = np.ascontiguousarray(values[:, None], dtype=self.source.dtype)
+            lines = np.ascontiguousarray(values.T, dtype=self.source.dtype)
             lines = self.how.source_of(lines)
             none = np.zeros(self.rows, bool)
-            scales = Scales(none, np.ascontiguousarray(divisor)[:, None], none, self.direct.tensor_scale, (), tiles)
+            scales = Scales(none, np.ascontiguousarray(divisor.T), none, self.direct.tensor_scale, (), tiles)
             with np.errstate(all="ignore"):
-                codes[...] = Casting(lines, scales, self.block, self.how, self.how.rounding).codes()[:, 0]
-            decode(codes, room)
+                codes[...] = Casting(lines, scales, self.block, self.how, self.how.rounding).codes().T
+            decode(codes.reshape(-1), room.reshape(-1))
             if zero is not None and not self.block.zero_row.is_float:
                 room -= zero
         return cast
@@ -289,9 +293,7 @@ class Grid:
 
     def quantized(self, codes, choices: list[Choice]) -> Quantized:
         """The array that quantize would make of these codes, (columns, rows), and of each block's choice."""
-        def turned(lines):
-            return np.ascontiguousarray(lines if self.axis == 1 else lines.T)
-        made = replace(self.direct, codes=turned(codes.T))
+        made = replace(self.direct, codes=turned(codes) if self.axis == 1 else codes)
         if self.block.scale is None:
             return made
         frames = [self.frame(stop - start) for start, stop in zip(self.edges, self.edges[1:])]
@@ -300,7 +302,8 @@ class Grid:
             parts = [getattr(c, name) if place is None else getattr(c, name)[place] for c in choices]
             lines = [f.join_parts(np.ascontiguousarray(part.reshape(part.shape[0], -1)), size_of(f))
                      for f, part in zip(frames, parts)]
-            return turned(np.concatenate(lines, axis=1) if frames[0].axes else lines[0])
+            found = np.concatenate(lines, axis=1) if frames[0].axes else lines[0]
+            return found if self.axis == 1 else turned(found)
         levels = [sides(size) for size, bits in self.block.subtiles if bits]
         return replace(
             made, scales=joined("codes", lambda f: f.size),
@@ -344,7 +347,3 @@ EIGHTH_POWERS = {j: float(2.0 ** (j / 8)) for j in EIGHTHS}
 def _frame(block: Block, rows: int, columns: int) -> Tiles:
     axis = (0, 1) if isinstance(block.tile, tuple) else 1
     return Tiles.of((rows, columns), block.tile, axis, [size for size, _ in block.subtiles])
-
-
-def _beside(parts):
-    return parts[0] if len(parts) == 1 else np.concatenate(parts, axis=1)

@@ -42,13 +42,13 @@ def code_by_residual(w, x, x_hat, grid: Grid, scale: str) -> tuple[Coded, list[f
 def _block(w, x, x_hat, grid: Grid, part, residual, choice: Choice):
     """(U after the block, codes, values) with one choice of scales."""
     cast = grid.caster([choice], part.start)
-    codes, values = np.empty((part.stop - part.start, grid.rows), grid.code_dtype), np.empty((part.stop - part.start,
-                                                                                             grid.rows))
+    shape = part.stop - part.start, grid.rows
+    codes, values = np.empty(shape, grid.code_dtype), np.empty(shape)
     for place, k in enumerate(range(part.start, part.stop)):
         residual += np.multiply.outer(x[:, k], w[k])
         norm = x_hat[:, k] @ x_hat[:, k]
         line = x_hat[:, k] @ residual / norm + 0.0 if norm else w[k].copy()
-        cast(place, line, codes[place], values[place])
+        cast(place, line[None], codes[place: place + 1], values[place: place + 1])
         residual -= np.multiply.outer(x_hat[:, k], values[place])
     return residual, codes, values
 
