@@ -75,8 +75,6 @@ def scales_of(flat, tiles: Tiles, block: Block, choices: Choices, tensor_scale=N
     unit = tiles.unit[0] * tiles.unit[1]
     units = amax(flat, unit, *ignored).reshape(len(flat), tiles.values // unit)
     whole = amax(units, units.shape[1]) if units.shape[1] > 1 else units[:, 0]
-    if choices.inf == "largest":
-        units, whole = (_inf_to_largest(flat, part) for part in (units, whole))
     if choices.rule.kind == "exponent":
         return _exponents(whole, units, block, choices)
     if choices.rule.name == "hif4":
@@ -115,11 +113,6 @@ def amax(values, size: int, no_nan=False, no_inf=False):
             for place in range(1, size):
                 np.maximum(out, room[place::size], out=out)
     return found.view(values.dtype)
-
-
-def _inf_to_largest(flat, found):
-    largest = np.finfo(flat.dtype).max
-    return np.where(np.isinf(found), largest, found)
 
 
 def to_odd(values):
@@ -172,8 +165,8 @@ def _exponents(whole, units, block: Block, choices: Choices) -> Scales:
     lowest = exponents(block.scale_row.name)[0]
     exponent = np.frexp(scales.divisor)[1] - 1
     inner = np.where(units == 0, lowest - 64, shared_exponent(units, block.elements.emax, past))
-    offset = np.clip(exponent - inner, 0, (1 << bits) - 1)
-    offset[~np.isfinite(whole)] = 0
+    offset = np.clip(exponent - np.where(np.isinf(units), 1 << 20, inner), 0, (1 << bits) - 1)
+    offset[scales.codes == nan_code(block.scale_row)] = 0
     return scales._replace(divisor=np.ldexp(1.0, exponent - offset), offsets=(offset.astype(np.uint8),))
 
 
@@ -183,7 +176,8 @@ def power_scales(found, whole, block: Block, choices: Choices) -> Scales:
     lowest, highest, code_of = exponents(row.name)
     exponent, zero, dead, lost = np.clip(found, lowest, highest), whole == 0, np.isnan(whole), None
     first = -126 - block.elements.emax
-    exponent[zero] = {"lowest": lowest, "one": 0, "normal": max(first, lowest)}[choices.zero]
+    one = min(max(0, lowest), highest)
+    exponent[zero] = {"lowest": lowest, "one": one, "normal": max(first, lowest)}[choices.zero]
     if not np.isfinite(whole).all():
         infinite, past = np.isinf(whole), 128 - block.elements.emax
         top = {"largest": highest, "binade": min(past, highest), "lost": lowest}.get(choices.inf)
@@ -218,10 +212,9 @@ def shared_exponent(amax, emax: int, past) -> np.ndarray:
 # float scales
 
 def _floats(flat, tiles: Tiles, whole, block: Block, choices: Choices, tensor_scale) -> Scales:
-    """Spec: BLOCK-5 to BLOCK-7, BLOCK-9, BLOCK-10, RULE-7."""
+    """Spec: BLOCK-5 to BLOCK-7, BLOCK-9, BLOCK-10, BLOCK-16, RULE-7."""
     row, largest = block.scale_row, float(block.elements.max)
-    finite = np.isfinite(whole)
-    sizes = np.where(finite, to_odd(whole.astype(np.float64)), 0)
+    sizes = _sizes(whole)
     if block.outer and tensor_scale is None:
         overall = sizes.max(initial=0.0)
         ratio = np.array([overall / (largest * float(row.max))])
@@ -231,22 +224,31 @@ def _floats(flat, tiles: Tiles, whole, block: Block, choices: Choices, tensor_sc
     if choices.rule.name == "absmean":
         valid = tiles.valid()
         counts = np.full(len(flat), flat.shape[1]) if valid is None else valid.sum(axis=1)
-        codes, values = _mean_scales(flat, sizes, counts, row)
+        ratios = _means(flat, sizes, counts, row)
     else:
-        codes, values = positive_scale(sizes / (largest * outer), (sizes > 0) & (choices.tiny == "clamp"), row)
-    return _finish(codes, values, sizes == 0, ~finite, outer, tensor_scale, row, choices)
+        ratios = sizes / (largest * outer)
+    codes, values = positive_scale(ratios, (sizes > 0) & (choices.tiny == "clamp"), row)
+    return _finish(codes, values, whole, outer, tensor_scale, row, choices)
 
 
-def _finish(codes, values, zero, broken, outer, tensor_scale, row, choices, offsets=(), factor=None) -> Scales:
-    """Zero, dead and broken tiles of float scales, and divisors."""
-    if choices.zero == "one":
-        codes = np.where(zero, row.code_of_one, codes).astype(codes.dtype)
-    else:
-        codes = np.where(zero, 0, codes).astype(codes.dtype)
-    flushed = (values == 0) & ~zero
-    codes[broken] = nan_code(row)
+def _sizes(whole):
+    """Largest magnitudes in float64, fit for a division; 0 for infinities and NaN."""
+    return np.where(np.isfinite(whole), to_odd(whole.astype(np.float64)), 0)
+
+
+def _finish(codes, values, whole, outer, tensor_scale, row, choices) -> Scales:
+    """Tiles of zeros, NaN and infinities, and those flushed, under float scales; divisors. Spec: BLOCK-16."""
+    largest = np.isinf(whole) & (choices.inf == "largest")
+    zero, broken = whole == 0, ~np.isfinite(whole) & ~largest
+    flushed = (values == 0) & ~zero & ~largest & ~broken
+    one = codec.encode(np.ones(1), row, "rne", OVERFLOW)[0]
+    most = codec.encode(np.full(1, np.inf), row, "rne", OVERFLOW)[0]
+    special = [(zero, one if choices.zero == "one" else 0), (broken, nan_code(row)), (largest, most)]
+    for which, code in special:
+        codes = np.where(which, code, codes).astype(codes.dtype)
+    values = np.where(largest, float(row.max), values)
     divisor = np.where(zero | flushed | broken, 1.0, values * outer)[:, None]
-    return Scales(codes, divisor if factor is None else divisor * factor, broken | flushed, tensor_scale, offsets)
+    return Scales(codes, divisor, broken | flushed, tensor_scale)
 
 
 def positive_scale(quotients, positive, row):
@@ -256,14 +258,17 @@ def positive_scale(quotients, positive, row):
     return codes, codec.decode(codes, row, np.float64)
 
 
-def _mean_scales(flat, sizes, counts, row):
-    """Mean magnitudes, exact, rounded once: float64 sums decide unless the rounding is close. Spec: RULE-7."""
+def _means(flat, sizes, counts, row):
+    """Mean finite magnitudes fit for one rounding: sums in float64 unless that is close. Spec: RULE-7."""
+    finite = np.isfinite(flat)
+    if not finite.all():
+        flat, counts = np.where(finite, flat, 0), np.maximum(counts - (~finite).sum(axis=1), 1)
     means = np.where(sizes > 0, np.abs(flat, dtype=np.float64).sum(axis=1) / counts, 0)
     slack = 1 + flat.shape[1] * 2.0 ** -52              # of summing and dividing in float64, generously
     low, high = (codec.encode(part, row, "rne", OVERFLOW) for part in (means / slack, means * slack))
     for tile in np.flatnonzero(low != high):
         means[tile] = _odd_float(sum(Fraction(abs(float(value))) for value in flat[tile]) / int(counts[tile]))
-    return positive_scale(means, sizes > 0, row)
+    return means
 
 
 def _odd_float(value: Fraction) -> float:
@@ -276,37 +281,41 @@ def _odd_float(value: Fraction) -> float:
 
 def _hif4(whole, units, block: Block, choices: Choices) -> Scales:
     """A scale of amax / 7 and two levels of one-bit exponents. Spec: RULE-9."""
-    row, finite = block.scale_row, np.isfinite(whole)
-    sizes = np.where(finite, to_odd(whole.astype(np.float64)), 0)
-    codes, values = positive_scale(sizes / 7, sizes > 0, row)
-    small = np.where(finite[:, None], units.astype(np.float64), 0)
+    row, sizes = block.scale_row, _sizes(whole)
+    codes, values = positive_scale(sizes / 7, (sizes > 0) & (choices.tiny == "clamp"), row)
+    scales = _finish(codes, values, whole, 1.0, None, row, choices)
+    step = scales.divisor
+    small = np.where((scales.codes == nan_code(row))[:, None], 0, units.astype(np.float64))
     group = block.subtiles[0][0] // block.subtiles[1][0]        # units of a larger subtile
     large = amax(small, group).reshape(len(small), small.shape[1] // group)
-    first = (large >= 4 * values[:, None]).astype(np.uint8)
+    first = ((large >= 4 * step) & (large > 0)).astype(np.uint8)
     wide = np.repeat(first, group, axis=1)
-    second = (small >= np.ldexp(2 * values[:, None], wide)).astype(np.uint8)
-    first[~finite], second[~finite] = 0, 0
-    return _finish(codes, values, sizes == 0, ~finite, 1.0, None, row, choices, (first, second),
-                   np.ldexp(1.0, wide + second.astype(np.int64)))
+    second = ((small >= np.ldexp(2 * step, wide)) & (small > 0)).astype(np.uint8)
+    factor = np.ldexp(1.0, wide + second.astype(np.int64))
+    return scales._replace(divisor=step * factor, offsets=(first, second))
 
 
 # ------------------------------------------------------------------------------------------------------------
 # asymmetric integers
 
 def _minmax(flat, block: Block, choices: Choices) -> Scales:
-    """Spec: BLOCK-14, RULE-8."""
+    """Spec: BLOCK-14, BLOCK-16, RULE-8."""
     starts = np.arange(0, flat.size, flat.shape[1])
     line = flat.reshape(-1)
+    for ignored, test in ((choices.nan, np.isnan), (choices.inf, np.isinf)):
+        line = np.where(test(line), line.dtype.type(0), line) if ignored == "ignored" else line
     low = np.minimum(np.minimum.reduceat(line, starts) if flat.size else line[:0], 0).astype(np.float64)
     high = np.maximum(np.maximum.reduceat(line, starts) if flat.size else line[:0], 0).astype(np.float64)
-    broken = ~(np.isfinite(low) & np.isfinite(high))
-    low, high = np.where(broken, 0, low), np.where(broken, 0, high)
+    ends = high - low                                   # NaN and infinite where a value is
+    odd = ~(np.isfinite(low) & np.isfinite(high))
+    low, high = np.where(odd, 0, low), np.where(odd, 0, high)
     span, row = to_odd(sum_to_odd(high, -low)), block.scale_row
-    codes, values = positive_scale(span / float(block.elements.max), span > 0, row)
-    scales = _finish(codes, values, span == 0, broken, 1.0, None, row, choices)
+    positive = (span > 0) & (choices.tiny == "clamp")
+    codes, values = positive_scale(span / float(block.elements.max), positive, row)
+    scales = _finish(codes, values, np.where(odd, ends, np.minimum(span, 1)), 1.0, None, row, choices)
     zero = 0.0 - low                                    # +0 where the range begins there
     if not block.zero_row.is_float:
         zero = to_odd(zero) / scales.divisor[:, 0]
     zeros = codec.encode(zero, block.zero_row, "rne", OVERFLOW)
-    zeros[broken] = 0
+    zeros[odd | scales.dead] = 0
     return scales._replace(zeros=zeros)

@@ -221,12 +221,12 @@ def hif4_bits(subtiles, owners, shared, threshold, before, how):
     found = []
     for place, (values, owner) in enumerate(zip(subtiles, owners)):
         tile, amax = shared[owner], amax_of(values, how)
-        if tile.step is None:
+        if tile.dead:
             found.append(0)
         elif amax == LARGEST:
             found.append(1)
         else:
-            found.append(int(amax >= threshold * tile.step * 2 ** before[place]))
+            found.append(int(amax >= threshold * tile.step * 2 ** before[place] and amax > 0))
     return found
 
 
