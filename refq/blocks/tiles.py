@@ -97,7 +97,7 @@ class Tiles:
 
     def valid(self):
         """(tiles, values): False where a tile is padded; None where none is."""
-        if all(have % size == 0 for have, size in zip(self.plane, self.size)):
+        if all(self._count(have, size) * size == have for have, size in zip(self.plane, self.size)):
             return None
         return self.cut(np.ones(self.shape, bool))
 
