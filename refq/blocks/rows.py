@@ -215,7 +215,7 @@ def is_exponent(row: Row) -> bool:
     """Whether every value of a scale format is a power of two, from 2^-127 up."""
     if row.is_listed:
         return row.kind == "exponent"
-    return row.special == "scale" and row.layout.qmin >= -127
+    return row.special == "scale" and row.man == 0 and row.layout.qmin >= -127
 
 
 def stored_width(row: Row) -> int:
