@@ -141,6 +141,8 @@ def encode(value, fmt, rounding, rule, overflows=None, random=None):
     """The code of a scalar.Value in any format of the tables."""
     if fmt["kind"] in ("float", "int"):
         return scalar.encode(value, fmt, rounding, rule, overflows, random)
+    if rule["name"] not in ("sat", "nonsat"):
+        raise Bad(f"{fmt['name']} is judged under the overflow rules sat and nonsat, not {rule['name']}")
     if value.kind == scalar.NUMBER:
         x = -value.magnitude if value.negative else value.magnitude
     else:

@@ -10,7 +10,6 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from refq.blocks.quantize import quantize
 from refq.formats import codec
 from refq.formats.rows import Float, Int
 from refq.vectors import coverage, sets, tiles

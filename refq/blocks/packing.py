@@ -317,7 +317,7 @@ def _part_shapes(dtype: Block, shape, axis) -> dict:
         sizes["mask"] = shape
     if dtype.scale is None:
         return sizes
-    tiles = _tiles(dtype, shape, axis)
+    tiles = dtype.tiles_of(shape, axis)
     sizes["scales"] = _counts(tiles, tiles.size)
     sizes["offsets"] = [_counts(tiles, sides(size)) for size, bits in dtype.subtiles if bits]
     if dtype.zero:
@@ -325,10 +325,6 @@ def _part_shapes(dtype: Block, shape, axis) -> dict:
     if dtype.meta_bits:
         sizes["tables"] = _counts(tiles, tiles.unit)
     return sizes
-
-
-def _tiles(dtype: Block, shape, axis) -> Tiles:
-    return Tiles.of(shape, dtype.tile, axis, [size for size, _ in dtype.subtiles])
 
 
 def _counts(tiles: Tiles, size) -> tuple[int, ...]:
@@ -385,7 +381,7 @@ def _dropped(q):
     codes = np.array([zero_code(row) for row in block.tables], codec.code_dtype(block.element_row))
     if q.zeros is None and len(set(codes.tolist())) == 1:
         return codes[0]
-    tiles = _tiles(block, q.shape, q.axis)
+    tiles = block.tiles_of(q.shape, q.axis)
     if q.zeros is None:
         units = codes[tiles.cut_parts(q.tables, tiles.unit).reshape(-1, 1)]
         return tiles.join(np.repeat(units, tiles.unit[0] * tiles.unit[1], axis=1))

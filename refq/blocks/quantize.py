@@ -106,7 +106,7 @@ def quantize(x, dtype, axis=-1, rounding=None, recipe=None, random_bits=None, ra
         return Quantized(codes, None, block, x.shape, axis, how.name, rounding, mask=mask)
     with np.errstate(all="ignore"):
         values = how.source_of(_working(x))
-    tiles = _tiles(values.shape, block, axis)
+    tiles = block.tiles_of(values.shape, axis)
     flat = tiles.cut(values)
     draws = None if draws is None else _units(tiles.cut(draws.reshape(x.shape)), tiles)
     with np.errstate(all="ignore"):         # NaN and infinities are sorted out in the scales (BLOCK-6)
@@ -132,13 +132,13 @@ def dequantize(quantized: Quantized, dtype=np.float32) -> np.ndarray:
     q, block, dtype = quantized, quantized.dtype, codec.float_dtype(dtype)
     if q.scales is None:
         return _unscaled_values(q.codes, block.element_row, dtype)
-    tiles = _tiles(q.shape, block, q.axis)
+    tiles = block.tiles_of(q.shape, q.axis)
     codes = _units(tiles.cut(q.codes), tiles)
     # The product of two float32 values rounds once in float32; float64 holds any other, rounded at the end.
     plain = dtype == np.float32 and q.tensor_scale is None and q.zeros is None and not q.offsets
     working = np.dtype(np.float32 if plain else np.float64)
     with np.errstate(all="ignore"):
-        factors, divisor = _factors(q, tiles)
+        factors, divisor = unit_factors(q)
         factors, finish = factors.astype(working), _finisher(q, tiles, divisor, dtype)
         runs = [codec.decoder(row, working, codes.size) for row in block.tables]
         chosen = None if q.tables is None else tiles.cut_parts(q.tables, tiles.unit).reshape(-1, 1)
@@ -171,8 +171,13 @@ def _unscaled_values(codes, row, dtype):
     return codec.convert(codes, row, codec.source_row(dtype), "rne", "nonsat").view(dtype)
 
 
-def _factors(q: Quantized, tiles: Tiles):
-    """(scale x tensor scale of every unit in float64, or the tensor scale apart where it divides)."""
+def unit_factors(q: Quantized):
+    """What elements are multiplied by, and what the products are divided by.
+
+    (float64, scale x 2^offsets x tensor scale of every unit, in the order of Tiles; None, or the float64 tensor
+    scale of a recipe that keeps a divisor.) Spec: BLOCK-11, REC-6.
+    """
+    tiles = q.dtype.tiles_of(q.shape, q.axis)
     units = tiles.values // (tiles.unit[0] * tiles.unit[1])
     scales = codec.decode(tiles.cut_parts(q.scales, tiles.size), q.dtype.scale_row, np.float64)
     factors = np.repeat(scales, units, axis=1)
@@ -221,10 +226,6 @@ def _finisher(q: Quantized, tiles: Tiles, divisor, dtype):
 
 # ------------------------------------------------------------------------------------------------------------
 # arguments and shapes
-
-def _tiles(shape, block: Block, axis) -> Tiles:
-    return Tiles.of(shape, block.tile, axis, [size for size, _ in block.subtiles])
-
 
 def _units(flat, tiles: Tiles):
     """(units, values) of (tiles, values)."""

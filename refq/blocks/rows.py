@@ -11,8 +11,8 @@ from fractions import Fraction
 from functools import cached_property, lru_cache
 
 from refq.blocks import codebooks, sparsity, tensorcast
-from refq.blocks.rules import RULES, Elements, Rule, scale_rule
-from refq.blocks.tiles import sides
+from refq.blocks.rules import RULES, Elements
+from refq.blocks.tiles import Tiles, sides
 from refq.errors import InputError
 from refq.formats.codec import exact_in
 from refq.formats.listed import significant_bits
@@ -183,6 +183,10 @@ class Block:
         for size, width in self.subtiles:
             shared += width * (values // _values(size))
         return bits + Fraction(shared, values) + Fraction(self.meta_bits, _values(self.select_size) or 1)
+
+    def tiles_of(self, shape, axis) -> Tiles:
+        """How an array of that shape falls into tiles along an axis as tile_axes gives it."""
+        return Tiles.of(shape, self.tile, axis, [size for size, _ in self.subtiles])
 
     @property
     def offset_bits(self) -> tuple[int, ...]:
@@ -361,15 +365,16 @@ def _numbers(head: str) -> list[str]:
     parts = head.split("_")
     if len(parts) < 2:
         raise InputError(f"data type {head!r} names no scale format")
+    refusal = None
     for tail in (1, 2):
         element = "_".join(parts[:-tail])
         try:
             known = codebooks.codebook(element) or number_format(element)
         except InputError as error:
-            first = error if tail == 1 else first
-            continue
-        return [known.name, *(number_format(part).name for part in parts[-tail:])]
-    raise first
+            refusal = refusal or error
+        else:
+            return [known.name, *(number_format(part).name for part in parts[-tail:])]
+    raise refusal
 
 
 def _size(text: str):

@@ -164,7 +164,7 @@ def formula(row: Row) -> str:
     """The value of a code in the letters of its fields."""
     if row.is_listed:
         if row.kind == "exponent":
-            return f"2^(E - {-row.lowest_exponent})"
+            return "2^E, E an integer in two's complement"
         return "table[C]" if row.kind == "codebook" else f"by the rules of {row.kind} numbers ({row.clause})"
     sign = "(-1)^S * " if row.signed else ""
     if not row.is_float:

@@ -5,7 +5,6 @@ bias 2^(E-1) - 1 under every suffix, signed integers as sign and magnitude with 
 """
 
 import re
-from functools import lru_cache
 
 from refq.blocks.codebooks import codebook
 from refq.errors import InputError

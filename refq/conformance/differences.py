@@ -15,7 +15,6 @@ from refq.blocks.recipes import Recipe, describe, recipe_of
 from refq.blocks.rows import Block, data_type
 from refq.blocks.rules import RULES
 from refq.errors import InputError
-from refq.formats import codec
 from refq.formats.values import exact, floor_log2
 
 TOP = np.float32(1000)              # of a tensor that has a tensor scale

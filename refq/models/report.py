@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass, field
 import numpy as np
 import onnx
 
-from refq.blocks import quantize as quantizer
+from refq.blocks.quantize import unit_factors
 from refq.formats.codec import decode
 from refq.formats.listed import key
 from refq.models import page
@@ -275,8 +275,7 @@ def _factors(q) -> tuple[np.ndarray, float, tuple[int, ...]]:
     ones = (1,) * len(q.shape)
     if q.scales is None:
         return np.ones(ones), 1.0, ones
-    tiles = quantizer._tiles(q.shape, q.dtype, q.axis)
-    factors, divisor = quantizer._factors(q, tiles)
+    tiles, (factors, divisor) = q.dtype.tiles_of(q.shape, q.axis), unit_factors(q)
     units = tiles.values // (tiles.unit[0] * tiles.unit[1])
     lengths = dict(zip(tiles.axes, tiles.unit[-len(tiles.axes):])) if tiles.axes else {}
     return (tiles.join_parts(factors.reshape(-1, units), tiles.unit), 1.0 if divisor is None else divisor,
