@@ -132,6 +132,7 @@ class Casting:
             return partial(QUOTIENTS[self.recipe.quotient], row), divisor.astype(np.float32), np.dtype(np.float32)
         if RULES[self.block.rule].kind == "exponent":
             single = row.min_positive >= 2.0 ** -100 and bool(np.all(divisor >= 2.0 ** -126))
+            single &= self.recipe.finish == "kept"                          # float32 would make zeros
             working = self.rows.dtype if single else np.dtype(np.float64)   # float32 would drown ties
             return _by_power, (1 / divisor).astype(working), working
         way = _by_long_division if stochastic else _by_odd_division if self.block.needs_odd else _by_division

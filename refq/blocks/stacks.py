@@ -272,7 +272,6 @@ def _triton_product(row: Row, part, factor, room):
         words = y.view(np.uint32)
         near = (words & np.uint32(0x7FFFFFFF)) - np.uint32(0x3E800001) < np.uint32(3)
         words[near] &= np.uint32(0xFFFFFFFC)
-    np.copyto(y, F32(np.nan), where=np.isnan(y) & ~np.isnan(part))
     return y
 
 
@@ -327,14 +326,9 @@ def _nan_to_b(codes, y, row: Row):
     codes[np.isnan(y)] = 0xB
 
 
-def _nan_to_signed_max(codes, y, row: Row):
-    if not row.has_nan:
-        codes[np.isnan(y) & np.signbit(y)] |= 1 << (row.width - 1)
-
-
 FINISHES: dict[str, Callable | None] = {
     "kept": None, "below": _below, "below-in-e2m1": _below_in_e2m1, "below-or-nan": _below_or_nan,
-    "minus-zeros": _minus_zeros, "nan-to-b": _nan_to_b, "nan-to-signed-max": _nan_to_signed_max,
+    "minus-zeros": _minus_zeros, "nan-to-b": _nan_to_b,
 }
 
 
@@ -376,8 +370,6 @@ WORDS: dict[tuple[str, str], str] = {
     ("finish", "below-or-nan"): "below-or-nan: zeros and NaN quotients are +0, and quotients below zero have the sign",
     ("finish", "minus-zeros"): "minus-zeros: zeros of either sign, and NaN quotients, are -0",
     ("finish", "nan-to-b"): "nan-to-b: zeros keep their sign, a NaN quotient becomes the code b",
-    ("finish", "nan-to-signed-max"): "nan-to-signed-max: zeros keep their sign, a NaN becomes the extreme of its sign "
-                                     "where the element has no NaN",
     ("tensor", "multiplier"): "multiplier: values are multiplied by the stored tensor scale",
     ("tensor", "divisor"): "divisor: values are divided by the stored tensor scale",
 }
