@@ -25,9 +25,9 @@ from refq.formats.policies import rounding_rule
 
 PLAIN_ROUNDINGS = ("rne", "rna", "rnz", "rtz")  # what needs no guard where a quotient underflows to zero
 
-# Candidates of the scale search (ED-5): exponents beside the rule's own, and eighths of an octave.
-EXPONENT_STEPS = (0, 1, -1)
-EIGHTHS = (0, 1, -1, -2, -3, -4)
+# Candidates of the scale search beside the rule's own scale (ED-5): exponents, and sixteenths of a float scale.
+EXPONENT_STEPS = (1, -1)
+SIXTEENTHS = (18, 15, 14, 13, 12, 11)
 
 
 @dataclass(frozen=True)
@@ -123,11 +123,11 @@ class Grid:
             lowest, highest, code_of = exponents(row.name)
             exponent = np.frexp(codec.decode(codes, row, np.float64))[1] - 1
             return [code_of[np.clip(exponent + step, lowest, highest) - lowest].astype(codes.dtype)
-                    for step in EXPONENT_STEPS[1:]]
+                    for step in EXPONENT_STEPS]
         values = codec.decode(codes, row, np.float64)
         found = []
-        for eighths in EIGHTHS[1:]:
-            moved = codec.encode(values * EIGHTH_POWERS[eighths], row, "rne", OVERFLOW)
+        for count in SIXTEENTHS:
+            moved = codec.encode(values * (count / 16), row, "rne", OVERFLOW)       # exact before it is rounded
             moved = np.where((moved == 0) & (codes != 0), codes, moved).astype(codes.dtype)
             if not any((moved == other).all() for other in (codes, *found)):
                 found.append(moved)
@@ -337,10 +337,6 @@ class Grid:
             parts = [getattr(c, name) for c in candidates]
             return None if parts[0] is None else pick([part.T for part in parts], best).T
         return replace(candidates[0], codes=of_tiles("codes"), zeros=of_tiles("zeros"), tables=of_tiles("tables"))
-
-
-# 2^(j/8), float64
-EIGHTH_POWERS = {j: float(2.0 ** (j / 8)) for j in EIGHTHS}
 
 
 @lru_cache(maxsize=64)
