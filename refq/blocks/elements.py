@@ -163,6 +163,7 @@ class Casting:
                 wide = to_odd(sum_to_odd(part.astype(np.float64), np.broadcast_to(zero, part.shape)) if shifted
                               else part.astype(np.float64))
                 y = np.ascontiguousarray(wide / divisor[rows, None])
+            np.copyto(y, np.copysign(_tiniest(y.dtype), wide), where=(y == 0) & (wide != 0))     # as above
             codes = np.empty(part.size, codec.code_dtype(target))
             run(y.reshape(-1).view(f"u{working.itemsize}"), codes)
             if not shifted:
