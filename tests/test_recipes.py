@@ -1,4 +1,4 @@
-"""The recipes of stacks: refq against the oracle bit for bit, every worked line of spec/recipes.md, and the names."""
+"""The recipes of stacks: refq against the oracle bit for bit, the worked lines of recipes.md, and names."""
 
 from dataclasses import asdict
 from fractions import Fraction
@@ -11,7 +11,6 @@ import pytest
 import refq
 from refq.blocks.recipes import RECIPES, changeable, describe, recipe, recipe_of
 from refq.blocks.rows import data_type
-from refq.blocks.scales import BOTTOMS
 from refq.blocks.stacks import FINISHES, QUOTIENTS, SCALES, SOURCES, WORDS, log2
 from refq.errors import InputError
 from spec.oracle import recipes as oracle
@@ -20,8 +19,8 @@ from tests.test_oracle_blocks import (decoded, facts, fixed_tiles, midpoint_tile
 from tests.test_oracle_recipes import lines, repeated, source_value
 
 STACKS = [name for name, row in RECIPES.items() if row.takes]
-MX = {"e4m3fn": "mxfp8_e4m3", "e5m2": "mxfp8_e5m2", "e2m3": "mxfp6_e2m3", "e3m2": "mxfp6_e3m2", "e2m1": "mxfp4",
-      "mxint8": "mxint8"}
+MX = {"e4m3fn": "mxfp8_e4m3", "e5m2": "mxfp8_e5m2", "e2m3": "mxfp6_e2m3", "e3m2": "mxfp6_e3m2",
+      "e2m1": "mxfp4", "mxint8": "mxint8"}
 ONNX = ["int8_float32_t16", "uint8_float32_t16", "int4_float16_t16", "int16_bfloat16_t16", "int2_float32_t16",
         "e4m3fn_float32_t16", "e5m2fnuz_float16_t16", "e2m1_float32_t16", "uint8_float32_uint8_t16",
         "uint4_bfloat16_int8_t16"]
@@ -59,7 +58,8 @@ def judged(x, name, how, axis=-1, tensor_scale=None):
     got = refq.quantize(x, name, axis, recipe=how, tensor_scale=tensor_scale)
     context = f"{how} {name} {x.dtype} {x.shape}"
     if want.outer is not None:
-        assert got.tensor_scale.view(np.uint32) == want.outer, f"{context}: {got.tensor_scale!r}, oracle {want.outer:x}"
+        g = got.tensor_scale.view(np.uint32)
+        assert g == want.outer, f"{context}: tensor scale {g:08x}, oracle {want.outer:08x}"
     else:
         assert got.tensor_scale is None
     scales = np.array(want.scales, got.scales.dtype).reshape(got.scales.shape)
@@ -80,10 +80,10 @@ def _tile(x, at, got):
 
 
 def adversarial(n, dtype, name):
-    """Rows of n values: specials, zeros, powers of two and thresholds with their neighbours, element midpoints."""
+    """Rows of n values: specials, zeros, powers of two and thresholds, element midpoints, and neighbours."""
     with np.errstate(all="ignore"):
-        parts = [special_tiles(n, dtype), fixed_tiles(n, dtype), power_tiles(n, dtype), random_tiles(n, dtype),
-                 midpoint_tiles(n, dtype, name)]
+        parts = [make(n, dtype) for make in (special_tiles, fixed_tiles, power_tiles, random_tiles)]
+        parts.append(midpoint_tiles(n, dtype, name))
         if data_type(name).rule in ("amax", "minmax"):
             parts.append(scale_tiles(n, dtype, name))
         if dtype == np.float32:
@@ -95,8 +95,8 @@ def thresholds(n):
     """Largest magnitudes at every m * 2^k where some rule or float32 operation turns, and beside them."""
     rng = np.random.default_rng(3)
     marks = np.float32([1, 1.5, 1.75, 1.8125, 1.875, 1.9375, 1.984375, 1.9921875, 448 / 256, 464 / 256])
-    powers = [-149, -148, -140, *range(-131, -120), -64, -30, -24, -9, *range(-4, 5), 7, 8, 9, 15, 16, 17, 30, 64,
-              118, 119, *range(124, 128)]
+    powers = [-149, -148, -140, *range(-131, -120), -64, -30, -24, -9, *range(-4, 5), 7, 8, 9, 15, 16, 17,
+              30, 64, 118, 119, *range(124, 128)]
     peaks = np.ldexp(marks[:, None], np.array(powers)[None, :]).astype(np.float32).reshape(-1)
     words = peaks.view(np.uint32)[:, None].astype(np.int64) + np.array([-44, -2, -1, 0, 1, 2, 45])
     peaks = words[(words > 0) & (words < 0x7F800000)].astype(np.uint32).view(np.float32)
@@ -116,7 +116,7 @@ def vanishing(n):
 
 
 def apart(rows, name):
-    """Arrays of such rows: all together, or (with a tensor scale) groups of like size, and odd ones in pairs."""
+    """Arrays of such rows: together and some alone; with a tensor scale by size, odd ones also in pairs."""
     if not data_type(name).outer:
         return [rows, *(row[None] for row in rows[::7])]
     with np.errstate(invalid="ignore"):                 # signalling NaN
@@ -148,8 +148,8 @@ def test_worked_lines(line):
     left, _, result = line.partition(" = ")
     _, how, name, *texts = left.split()
     values = [source_value(text) for text in repeated(" ".join(texts))]
-    words = [0x7FC00000 if v.kind == "nan" else np.float32(np.inf if v.kind == "inf" else v.magnitude).view(np.uint32)
-             for v in values]
+    sizes = [{"nan": np.nan, "inf": np.inf}.get(v.kind, v.magnitude) for v in values]
+    words = [np.float32(size).view(np.uint32) for size in sizes]
     x = (np.array(words, np.uint32) | np.uint32([v.negative << 31 for v in values])).view(np.float32)
     if result == "refused":
         with pytest.raises(InputError):
@@ -162,12 +162,13 @@ def test_worked_lines(line):
                                               for part in result.split("/")]
 
 
-@pytest.mark.parametrize("how, name", [pair for pair in PAIRS if pair[1] not in MX.values() or pair[1] == "mxfp4"])
+@pytest.mark.parametrize("how, name", [pair for pair in PAIRS if pair[1] not in [*MX.values()][:4]])
 def test_shapes(how, name):
     """Ragged tiles, long rows, one value, no values, another axis, zeros of one dimension."""
     rng = np.random.default_rng(11)
     long = rng.standard_normal((2, 75)).astype(np.float32)
-    for x, axis in ((long, -1), (long[:, :40].T.copy(), 0), (long[0, :1], 0), (np.zeros((2, 3), np.float32), 0),
+    zeros = np.zeros((2, 3), np.float32)
+    for x, axis in ((long, -1), (long[:, :40].T.copy(), 0), (long[0, :1], 0), (zeros, 0),
                     (long[:, :18] * np.float32(-1e-3), 1)):
         judged(x, name, how, axis)
     for shape in ((0,), (2, 0), (0, 16)):
@@ -189,30 +190,29 @@ def test_many_values_are_the_same_as_few(how, name):
         assert np.array_equal(whole.codes[row], part.codes) and np.array_equal(whole.scales[row], part.scales)
 
 
-@pytest.mark.parametrize("how", [name for name in STACKS if RECIPES[name].takes.outer in ("required", "optional")])
+@pytest.mark.parametrize("how", [how for how, name in PAIRS if name == "nvfp4"])
 def test_given_tensor_scales(how):
     x = np.random.default_rng(13).standard_normal((3, 16)).astype(np.float32)
-    for g in (1.0, 0.001, 3e38, 2.0 ** -149, 448.0):
+    for g in (1.0, 0.001, 3e38, 2.0 ** -149, 448.0):        # cuDNN and GGML refuse all but 1
         judged(x, "nvfp4", how, tensor_scale=np.float32(g))
 
 
 # --- the logarithm ------------------------------------------------------------------------------------
 
 def test_logarithms_decide():
-    """REC-3: rounded to float32, the float64 logarithm has the floor and the ceiling of the correctly rounded one
-    beside every power of two, and lies so far from any tie that float64's own error cannot matter."""
-    below = np.array([[((k + 127) << 23) - step for step in range(1, 64)] for k in range(-126, 129)], np.uint32)
-    above = np.array([[((k + 127) << 23) + step for step in range(0, 128)] for k in range(-126, 128)], np.uint32)
-    for words in (below, above):
+    """REC-3: float64's logarithm, rounded to float32, is the correctly rounded one beside every power of two,
+    and lies so far from the ties there that float64's own error cannot matter."""
+    powers = np.arange(1, 255, dtype=np.int64)[:, None] << 23
+    for words in ((powers - np.arange(1, 64)).astype(np.uint32), (powers + np.arange(128)).astype(np.uint32)):
         x = words.reshape(-1).view(np.float32)
         x = x[np.isfinite(x) & (x > 0)]
         exact = np.array([float(oracle.log2(Fraction(float(v)))) for v in x], np.float32)
         assert np.array_equal(log2(x), exact)
         wide = np.log2(x.astype(np.float64))
         whole = np.rint(wide)
-        spacing = np.where(wide < whole, whole - np.nextafter(whole.astype(np.float32), -np.inf, dtype=np.float32),
-                           np.nextafter(whole.astype(np.float32), np.inf, dtype=np.float32) - whole) / 2
-        room = np.abs(np.abs(wide - whole) - spacing)[whole != 0]
+        toward = np.where(wide < whole, -np.inf, np.inf).astype(np.float32)
+        half = np.abs(np.nextafter(whole.astype(np.float32), toward) - whole) / 2
+        room = np.abs(np.abs(wide - whole) - half)[whole != 0]
         assert (room > 64 * 2.0 ** -52 * np.maximum(np.abs(whole[whole != 0]), 1)).all()
 
 
@@ -266,16 +266,14 @@ def test_the_table_has_the_recipes_of_the_oracle():
 
 
 def test_every_word_is_explained():
-    for field, table in (("source", SOURCES), ("scales", SCALES), ("quotient", QUOTIENTS), ("finish", FINISHES)):
-        for key in table:
-            assert WORDS[field, key].startswith(f"{key}: ")
-    used = {(field, getattr(row, field)) for row in RECIPES.values() for field, _ in WORDS}
-    assert used == set(WORDS)
-    block = data_type("mxfp4")
+    tables = {"source": SOURCES, "scales": SCALES, "quotient": QUOTIENTS, "finish": FINISHES}
+    for field, table in tables.items():
+        assert list(WORDS[field]) == list(table)
+    used = {field: {getattr(row, field) for row in RECIPES.values()} for field in WORDS}
+    assert used == {field: set(words) for field, words in WORDS.items()}
     for row in RECIPES.values():
-        assert describe(row, "bottom", block) == f"{row.bottom}: {BOTTOMS[row.bottom]}"
-        for field in ("zero_tile", "nan_tile", "inf_tile", "tiny_tile", "rounding", "scales", "quotient", "finish"):
-            assert ": " in describe(row, field, block)
+        for field in (*WORDS, "zero_tile", "nan_tile", "inf_tile", "tiny_tile", "bottom", "rounding"):
+            assert describe(row, field, data_type("mxfp4")).startswith(f"{getattr(row, field)}: ")
 
 
 def test_every_data_type_has_its_recipes():

@@ -129,7 +129,8 @@ class Casting:
     def _division(self, row: Row, divisor, stochastic: bool):
         """(quotient function, factors, dtype of the quotients)"""
         if self.recipe.quotient != "exact":
-            return partial(QUOTIENTS[self.recipe.quotient], row), divisor.astype(np.float32), np.dtype(np.float32)
+            way = partial(QUOTIENTS[self.recipe.quotient], row)
+            return way, divisor.astype(np.float32), np.dtype(np.float32)
         if RULES[self.block.rule].kind == "exponent":
             single = row.min_positive >= 2.0 ** -100 and bool(np.all(divisor >= 2.0 ** -126))
             single &= self.recipe.finish == "kept"                          # float32 would make zeros
@@ -160,10 +161,10 @@ class Casting:
             if stack:
                 y = stack(part, divisor[rows, None], np.empty(part.shape, working))
             else:
-                wide = to_odd(sum_to_odd(part.astype(np.float64), np.broadcast_to(zero, part.shape)) if shifted
-                              else part.astype(np.float64))
+                wide = part.astype(np.float64)
+                wide = to_odd(sum_to_odd(wide, np.broadcast_to(zero, part.shape)) if shifted else wide)
                 y = np.ascontiguousarray(wide / divisor[rows, None])
-            np.copyto(y, np.copysign(_tiniest(y.dtype), wide), where=(y == 0) & (wide != 0))     # as above
+                np.copyto(y, np.copysign(_tiniest(y.dtype), wide), where=(y == 0) & (wide != 0))     # as above
             codes = np.empty(part.size, codec.code_dtype(target))
             run(y.reshape(-1).view(f"u{working.itemsize}"), codes)
             if not shifted:

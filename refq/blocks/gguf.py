@@ -503,8 +503,8 @@ def _nearest(x, row: Gguf, _):
 def nearest_codes(x, d):
     """Codes of the doubled levels of E2M1 nearest to x in units of d, which broadcasts to x: float32 both.
 
-    Codes of NaN and infinities mean nothing. Spec: GGUF-15. While |x| < 16 d and 12 d is finite, midpoints decide
-    exactly as the float32 errors do.
+    Codes of NaN and infinities mean nothing. While |x| < 16 d and 12 d is finite, midpoints decide exactly as
+    the float32 errors do. Spec: GGUF-15.
     """
     magnitude, codes = np.abs(x), np.zeros(x.shape, np.uint8)
     for lower, upper in zip(_E2M1[:7], _E2M1[1:8]):

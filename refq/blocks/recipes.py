@@ -1,16 +1,16 @@
 """THE table of recipes: every remaining choice of one stack under one name (Spec: REC-1).
 
-A recipe is data: the scale rule, what zero, NaN, infinite and tiny tiles become, how a value is divided by its
-scale, how elements round and overflow. Where a stack prescribes float32 operations, a row names a small function
-of stacks.py that performs them one by one.
+A recipe is data: the scale rule, what zero, NaN, infinite and tiny tiles become, how a value is divided by
+its scale, how elements round and overflow. Where a stack prescribes float32 operations, a row names a small
+function of stacks.py that performs them one by one.
 """
 
 from dataclasses import dataclass, fields, replace
 
 from refq.blocks.rows import Block
 from refq.blocks.rules import RULES, scale_rule
-from refq.blocks.scales import (BOTTOMS, INF_TILES, INF_TILES_OF_STACKS, NAN_TILES, NAN_TILES_OF_STACKS, TINY_TILES,
-                                ZERO_TILES, ZERO_TILES_OF_STACKS, Choices, Scales)
+from refq.blocks.scales import (BOTTOMS, INF_TILES, INF_TILES_OF_STACKS, NAN_TILES, NAN_TILES_OF_STACKS,
+                                TINY_TILES, ZERO_TILES, ZERO_TILES_OF_STACKS, Choices, Scales)
 from refq.blocks.stacks import FINISHES, QUOTIENTS, SCALES, SOURCES, WORDS
 from refq.errors import InputError
 from refq.formats.policies import OVERFLOWS, ROUNDINGS
@@ -19,8 +19,8 @@ from refq.formats.policies import OVERFLOWS, ROUNDINGS
 class Takes:
     """The data types a stack has.
 
-    elements, scales: number formats. outer: whether there is a tensor scale: "none", "required", "optional", or
-    "one" where the stack knows no other than 1. zero: whether there may be an integer zero point.
+    elements, scales: number formats. outer: whether there is a tensor scale: "none", "required", "optional",
+    or "one" where the stack knows no other than 1. zero: whether there may be an integer zero point.
     """
 
     elements: tuple[str, ...]
@@ -45,13 +45,14 @@ class Takes:
 class Recipe:
     """One recipe.
 
-    kind: the scales it is for, "exponent" or "float" (as in rules.Rule). takes: the data types of one stack; None
-    for every one of that kind. rule: a scale rule, or None for the data type's own (where `scales` is "exact").
+    kind: the scales it is for, "exponent" or "float" (as in rules.Rule).
+    takes: the data types of one stack; None for every one of that kind.
     source: what values are taken for first, a key of SOURCES.
-    zero_tile, nan_tile, inf_tile, tiny_tile: keys of the tables in scales.py. bottom: what values of tiles with
-    code 0 are divided by, a key of BOTTOMS.
-    scales: how scales are computed, a key of SCALES; quotient: how values are divided, a key of QUOTIENTS;
-    rounding, overflow: of the elements. finish: what becomes of the codes of zeros and NaN, a key of FINISHES.
+    rule: a scale rule, or None for the data type's own or where `scales` has none.
+    zero_tile, nan_tile, inf_tile, tiny_tile: keys of the tables in scales.py.
+    bottom: what values of tiles with code 0 are divided by, a key of BOTTOMS.
+    scales: how scales are computed, a key of SCALES. quotient: how values are divided, a key of QUOTIENTS.
+    rounding, overflow: of the elements. finish: what becomes of zeros and NaN, a key of FINISHES.
     tensor: whether the tensor scale that is kept is a "multiplier" or a "divisor" of the values.
     """
 
@@ -110,7 +111,7 @@ def _listed(names) -> str:
 _ALLOWED = {"source": SOURCES, "rule": RULES, "zero_tile": ZERO_TILES | ZERO_TILES_OF_STACKS,
             "nan_tile": NAN_TILES | NAN_TILES_OF_STACKS, "inf_tile": INF_TILES | INF_TILES_OF_STACKS,
             "tiny_tile": TINY_TILES, "bottom": BOTTOMS, "scales": SCALES, "quotient": QUOTIENTS,
-            "rounding": ROUNDINGS, "overflow": OVERFLOWS, "finish": FINISHES, "tensor": ("multiplier", "divisor")}
+            "rounding": ROUNDINGS, "overflow": OVERFLOWS, "finish": FINISHES, "tensor": WORDS["tensor"]}
 
 
 # ------------------------------------------------------------------------------------------------------------
@@ -129,62 +130,75 @@ def _mx(name, words, clause, ref, elements=_FIVE, **more):
 
 
 def _nv(name, words, clause, ref, outer, scales, **more):
-    return Recipe(name, "float", words, clause, ref, Takes(_E2M1, ("ue4m3",), outer), "float32", scales=scales, **more)
+    takes = Takes(_E2M1, ("ue4m3",), outer)
+    return Recipe(name, "float", words, clause, ref, takes, "float32", scales=scales, **more)
 
 
 def _torchao(rule):
-    return _mx(f"torchao_{rule}", f"torchao, to_mx in mode {rule.upper()}", "REC-9", "torchao 0.18.0", rule=rule,
-               inf_tile="binade", bottom="normal")
+    words = f"torchao, to_mx in mode {rule.upper()}"
+    return _mx(f"torchao_{rule}", words, "REC-9", "torchao 0.18.0", rule=rule, inf_tile="binade",
+               bottom="normal")
 
 
-def _wrapped(mode, rule):
-    return Recipe(f"tensorcast_triton_{mode}", "exponent", f"TensorCast's Triton kernels, mode {mode}", "REC-19",
-                  "TensorCast, branch triton", Takes(_FIVE), "normal", rule, scales="wrapped", finish="below")
+def _tensorcast(mode):
+    name = "tensorcast" + f"_{mode}" * (mode != "max")
+    return _mx(name, f"TensorCast, scale mode {mode}", "REC-18", "TensorCast, branch main", _SIX,
+               scales=name.replace("_", "-"), overflow="satsym")
+
+
+def _tensorcast_triton(mode, rule):
+    words = f"TensorCast's Triton kernels, mode {mode}"
+    return Recipe(f"tensorcast_triton_{mode}", "exponent", words, "REC-19", "TensorCast, branch triton",
+                  Takes(_FIVE), "normal", rule, scales="wrapped", finish="below")
+
+
+def _triton(way):
+    words = f"Triton, downcast_to_mxfp with ROUND_{way.upper()}"
+    return _mx(f"triton_{way}", words, "REC-21", "Triton 018a674", ("e4m3fn", "e5m2", "e2m1"),
+               scales=f"triton-{way}", quotient="triton")
 
 
 RECIPES: dict[str, Recipe] = {recipe.name: recipe for recipe in [
-    Recipe("ocp", "exponent", "OCP MX 6.3, with refq's choices for what it leaves open", "BLOCK-3", "OCP MX 6.3"),
+    Recipe("ocp", "exponent", "OCP MX 6.3, with refq's choices for what it leaves open", "BLOCK-3",
+           "OCP MX 6.3"),
     Recipe("exact", "float", "exact quotients, each rounded once", "BLOCK-9"),
     Recipe("hif4", "float", "exact quotients, halves away from zero", "RULE-9", "HiFloat4", rounding="rna"),
     # one stack each
-    _mx("te_mxfp8", "TransformerEngine, MXFP8 quantisation kernels", "REC-7", "TransformerEngine", ("e4m3fn", "e5m2"),
-        scales="reciprocal-up", nan_tile="ignored", inf_tile="largest", bottom="one", overflow="cuda-satfinite"),
+    _mx("te_mxfp8", "TransformerEngine, MXFP8", "REC-7", "TransformerEngine", ("e4m3fn", "e5m2"),
+        scales="reciprocal-up", nan_tile="ignored", inf_tile="largest", bottom="one",
+        overflow="cuda-satfinite"),
     _nv("te_nvfp4", "TransformerEngine, NVFP4", "REC-8", "TransformerEngine", "required", "te-nvfp4",
         quotient="multiply", finish="below", tensor="divisor"),
     *map(_torchao, ("floor", "ceil", "even")),
-    _mx("torchao_rceil", "torchao, to_mx in mode RCEIL", "REC-10", "torchao 0.18.0", scales="logarithm-up",
-        inf_tile="largest", bottom="one"),
+    _mx("torchao_rceil", "torchao, to_mx in mode RCEIL", "REC-10", "torchao 0.18.0",
+        scales="logarithm-up", inf_tile="largest", bottom="one"),
     _nv("torchao_nvfp4", "torchao, nvfp4_quantize", "REC-11", "torchao 0.18.0", "optional", "torchao-nvfp4",
         quotient="multiply", finish="nan-to-b"),
-    _mx("modelopt_mxfp4", "ModelOpt, MXFP4QTensor", "REC-12", "ModelOpt 0.47.0", _E2M1, scales="logarithm-up",
-        nan_tile="lost", inf_tile="lost", quotient="divide", rounding="rnz", finish="minus-zeros"),
-    _mx("modelopt_mxfp8", "ModelOpt, MXFP8QTensor", "REC-12", "ModelOpt 0.47.0", ("e4m3fn",), scales="logarithm-up",
-        nan_tile="lowest", inf_tile="largest"),
+    _mx("modelopt_mxfp4", "ModelOpt, MXFP4QTensor", "REC-12", "ModelOpt 0.47.0", _E2M1,
+        scales="logarithm-up", nan_tile="lost", inf_tile="lost", quotient="divide", rounding="rnz",
+        finish="minus-zeros"),
+    _mx("modelopt_mxfp8", "ModelOpt, MXFP8QTensor", "REC-12", "ModelOpt 0.47.0", ("e4m3fn",),
+        scales="logarithm-up", nan_tile="lowest", inf_tile="largest"),
     _nv("modelopt_nvfp4", "ModelOpt, NVFP4QTensor", "REC-13", "ModelOpt 0.47.0", "required", "modelopt-nvfp4",
         quotient="divide", finish="below"),
     _mx("compressed_tensors_mx", "compressed-tensors, MX", "REC-14", "compressed-tensors 0.20.0",
-        ("e4m3fn", "e2m3", "e2m1"), scales="carry", quotient="divide",
-        finish="below-in-e2m1"),
-    _nv("compressed_tensors_nvfp4", "compressed-tensors, NVFP4", "REC-15", "compressed-tensors 0.20.0", "required",
-        "compressed-nvfp4", quotient="divide", finish="below-or-nan", tensor="divisor"),
-    _mx("cudnn_mx", "cuDNN, block_scale_quantize to MX", "REC-16", "cuDNN, Block Scale Quantize", rule="rceil"),
-    _nv("cudnn_nvfp4", "cuDNN, block_scale_quantize to NVFP4", "REC-16", "cuDNN, Block Scale Quantize", "one", "up"),
+        ("e4m3fn", "e2m3", "e2m1"), scales="carry", quotient="divide", finish="below-in-e2m1"),
+    _nv("compressed_tensors_nvfp4", "compressed-tensors, NVFP4", "REC-15", "compressed-tensors 0.20.0",
+        "required", "compressed-nvfp4", quotient="divide", finish="below-or-nan", tensor="divisor"),
+    _mx("cudnn_mx", "cuDNN, Block Scale Quantize to MX", "REC-16", "cuDNN documentation", rule="rceil"),
+    _nv("cudnn_nvfp4", "cuDNN, Block Scale Quantize to NVFP4", "REC-16", "cuDNN documentation", "one", "up"),
     _mx("microxcaling", "microxcaling, its PyTorch path", "REC-17", "microxcaling 7bc4195", _SIX,
         scales="logarithm-down", zero_tile="normal", quotient="half-up", overflow="satsym"),
-    _mx("tensorcast", "TensorCast, scale mode max", "REC-18", "TensorCast, branch main", _SIX, scales="tensorcast",
-        overflow="satsym"),
-    _mx("tensorcast_midmax", "TensorCast, scale mode midmax", "REC-18", "TensorCast, branch main", _SIX,
-        scales="tensorcast-midmax", overflow="satsym"),
-    *(_wrapped(mode, rule) for mode, rule in (("floor", "floor"), ("ceil", "ceil"), ("midmax", "midmax_ge"),
-                                              ("option3", "even"), ("topbinade", "rceil"))),
+    *map(_tensorcast, ("max", "midmax")),
+    *(_tensorcast_triton(*mode) for mode in (("floor", "floor"), ("ceil", "ceil"), ("midmax", "midmax_ge"),
+                                             ("option3", "even"), ("topbinade", "rceil"))),
     _mx("tosa", "TOSA CAST_TO_BLOCK_SCALED", "REC-20", "TOSA 1.1", _SIX, rule="tosa"),
-    *(_mx(f"triton_{way}", f"Triton, downcast_to_mxfp with ROUND_{way.upper()}", "REC-21", "Triton 018a674",
-          ("e4m3fn", "e5m2", "e2m1"), scales=f"triton-{way}", quotient="triton")
-      for way in ("up", "down")),
+    *map(_triton, ("up", "down")),
     _mx("ggml_mxfp4", "GGML, MXFP4", "REC-22", "GGML", _E2M1, scales="ggml", quotient="nearest-level"),
     _nv("ggml_nvfp4", "GGML, NVFP4", "REC-22", "GGML", "one", "ggml", quotient="nearest-level"),
-    Recipe("onnx_quantizelinear", "float", "ONNX QuantizeLinear, with refq's scales", "REC-23", "ONNX QuantizeLinear-25",
-           Takes(_ONNX, _FLOATS, zero=True), "float32", zero_tile="one", quotient="divide"),
+    Recipe("onnx_quantizelinear", "float", "ONNX QuantizeLinear, with refq's scales", "REC-23",
+           "ONNX QuantizeLinear-25", Takes(_ONNX, _FLOATS, zero=True), "float32",
+           zero_tile="one", quotient="divide"),
 ]}
 
 # Fields that a recipe's name may change: "ocp,rule=rceil,zero_tile=one" (Spec: BLOCK-16, REC-1).
@@ -193,7 +207,7 @@ CHANGEABLE = {"rule": RULES, "zero_tile": ZERO_TILES, "nan_tile": NAN_TILES, "in
 
 
 def changeable(found: Recipe) -> tuple[str, ...]:
-    """The fields that the name of a recipe may change: of a stack's, the rule where there is one (Spec: REC-1)."""
+    """The fields that the name of a recipe may change; of a stack's no odd tiles (Spec: REC-1)."""
     if found.takes is None:
         return tuple(CHANGEABLE)
     return ("rule",) * (found.rule is not None) + ("rounding", "overflow")
@@ -246,7 +260,8 @@ def recipe_of(block: Block, name=None) -> Recipe:
     return found
 
 
-_TILE_WORDS = {field: _ALLOWED[field] for field in ("zero_tile", "nan_tile", "inf_tile", "tiny_tile", "bottom")}
+_WORDS = WORDS | {field: _ALLOWED[field]
+                  for field in ("zero_tile", "nan_tile", "inf_tile", "tiny_tile", "bottom")}
 
 
 def describe(found: Recipe, field: str, block: Block) -> str:
@@ -255,11 +270,8 @@ def describe(found: Recipe, field: str, block: Block) -> str:
     if field == "rule":
         rule = RULES[value or block.rule]
         return f"{rule.name}: {rule.words}"
-    if field in _TILE_WORDS:
-        return f"{value}: {_TILE_WORDS[field][value]}"
     if field == "rounding":
         return f"{value}: {ROUNDINGS[value].words}"
     if field == "overflow":
         return f"{value}: {OVERFLOWS[value].ref or value}"
-    return WORDS.get((field, value), str(value))
-
+    return f"{value}: {_WORDS[field][value]}"

@@ -171,7 +171,7 @@ def _exponents(whole, units, block: Block, choices: Choices) -> Scales:
 
 
 def power_scales(found, whole, block: Block, choices: Choices) -> Scales:
-    """Scales from shared exponents that are not clamped yet, and from the amaxes that say which tiles are odd."""
+    """Scales from shared exponents that are not clamped yet; `whole` is the amaxes, which show odd tiles."""
     row = block.scale_row
     lowest, highest, code_of = exponents(row.name)
     exponent, zero, dead, lost = np.clip(found, lowest, highest), whole == 0, np.isnan(whole), None

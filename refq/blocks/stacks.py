@@ -1,8 +1,9 @@
 """The float32 arithmetic of the stacks whose bits recipes reproduce, one operation at a time.
 
-Three kinds of small functions, which rows of recipes.py name: how scales come about, how values are divided, and
-what the element codes of zeros and NaN are. Every arithmetic operation here is on float32 arrays and rounds to
-nearest even, as in the stack; nothing is fused (Spec: REC-2). "amax" is REC-4's: NaN wins, then infinity.
+Three kinds of small functions, which rows of recipes.py name: how scales come about, how values are
+divided, and what the element codes of zeros and NaN are. Unless a comment says otherwise, every operation is
+on float32 arrays and rounds to nearest even, as in the stack; nothing is fused (Spec: REC-2). "amax" is
+REC-4's: a NaN wins, then an infinity.
 """
 
 from collections.abc import Callable
@@ -45,8 +46,8 @@ SOURCES: dict[str, Callable | None] = {"exact": None, "float32": _to_float32, "n
 def log2(x):
     """The binary logarithm of float32 numbers, rounded to float32 (Spec: REC-3).
 
-    float64's error is far smaller than the distance of any float32 logarithm from a tie that decides a floor or
-    a ceiling: tests/test_recipes.py looks at them all.
+    float64's error is far smaller than the distance of any float32 logarithm from a tie that decides a floor
+    or a ceiling: tests/test_recipes.py looks at them all.
     """
     return np.log2(x.astype(np.float64)).astype(F32)
 
@@ -110,8 +111,8 @@ def _tensorcast(bump: bool):
         lowest, _, code_of = exponents(block.scale_row.name)
         if (found < lowest).any():
             worst = int(found.min())
-            raise InputError(f"TensorCast stores the code {worst - lowest} for a tile with the exponent {worst}: it does "
-                             f"not clamp, and {block.scale} has no such code")
+            raise InputError(f"TensorCast does not clamp: a tile with the exponent {worst} would have the "
+                             f"code {worst - lowest}, which {block.scale} has not")
         return Scales(code_of[found - lowest].astype(codec.code_dtype(block.scale_row)),
                       np.ldexp(1.0, found)[:, None], np.zeros(len(flat), bool))
     return scales
@@ -122,7 +123,8 @@ def _wrapped(flat, tiles: Tiles, block: Block, choices: Choices, _):
     largest, row = amax(flat, flat.shape[1], no_nan=True), block.scale_row
     plain = np.isfinite(largest) & (largest > 0)
     past = choices.rule.past(block.elements)
-    found = np.where(plain, shared_exponent(largest, 0, past), np.where(largest > 0, 128, -127)) - block.elements.emax
+    found = np.where(plain, shared_exponent(largest, 0, past), np.where(largest > 0, 128, -127))
+    found -= block.elements.emax
     codes = ((found + 127) & 0xFF).astype(codec.code_dtype(row))
     return Scales(codes, np.ldexp(1.0, found)[:, None], codes == nan_code(row))
 
@@ -144,9 +146,13 @@ def _triton(up: bool):
 # float scales
 
 def _nvfp4(tensor_of, scale_of, factor_of, vanished=0):
-    """Two levels in float32: amax of the array -> tensor scale; (amax of a tile, tensor scale) -> scale before it
-    is rounded; (scale, tensor scale) -> what values are multiplied or divided by. vanished: the code of what
-    rounds to zero."""
+    """Two levels in float32.
+
+    tensor_of: amax of the array -> tensor scale.
+    scale_of: (amax of a tile, tensor scale) -> its scale before it is rounded.
+    factor_of: (scale, tensor scale) -> what values are multiplied or divided by.
+    vanished: the code of what rounds to zero.
+    """
     def scales(flat, tiles: Tiles, block: Block, choices: Choices, tensor_scale):
         row = block.scale_row
         largest = amax(flat, flat.shape[1])
@@ -212,7 +218,7 @@ def _tensor_scale_of_one(block: Block, tensor_scale):
 
 
 def _rounded_up(flat, tiles: Tiles, block: Block, choices: Choices, tensor_scale):
-    """cuDNN: amax / 6 rounded up. A float64 quotient of a float32 shows which side of a code it is on. REC-16."""
+    """cuDNN: amax / 6 rounded up; a float64 quotient of a float32 tells which side it is on. Spec: REC-16."""
     row, largest = block.scale_row, amax(flat, flat.shape[1])
     tensor_scale = _tensor_scale_of_one(block, tensor_scale)
     sound = np.isfinite(largest)
@@ -230,7 +236,8 @@ def _ggml(flat, tiles: Tiles, block: Block, choices: Choices, tensor_scale):
     if row.name == "e8m0":
         codes[np.isinf(largest)] = 0
     halves = SCALE_TABLES[row.name][codes].astype(np.float64)
-    return Scales(codes, halves[:, None], np.zeros(len(flat), bool), _tensor_scale_of_one(block, tensor_scale))
+    tensor_scale = _tensor_scale_of_one(block, tensor_scale)
+    return Scales(codes, halves[:, None], np.zeros(len(flat), bool), tensor_scale)
 
 
 SCALES: dict[str, Callable] = {
@@ -254,8 +261,8 @@ SCALES: dict[str, Callable] = {
 
 
 # ------------------------------------------------------------------------------------------------------------
-# how values are divided: (element row, values, factors, room) -> float32 quotients, which are then rounded into the
-# element format as usual. "exact" is elements.py's own.
+# how values are divided: (element row, values, factors, room) -> float32 quotients, which are then rounded
+# into the element format as usual. "exact" is elements.py's own.
 
 def _multiplied(row: Row, part, factor, room):
     return np.multiply(part, factor, out=room)
@@ -266,7 +273,7 @@ def _divided(row: Row, part, factor, room):
 
 
 def _triton_product(row: Row, part, factor, room):
-    """In e2m1 the three float32 above 1/4 count as 1/4, since the kernel shifts their bits out. Spec: REC-21."""
+    """In e2m1 the three float32 above 1/4 count as 1/4: the kernel shifts their bits out. Spec: REC-21."""
     y = np.multiply(part, factor, out=room)
     if row.name == "e2m1":
         words = y.view(np.uint32)
@@ -297,8 +304,8 @@ def _nearest_level(row: Row, part, half, room):
 
 
 QUOTIENTS: dict[str, Callable | None] = {
-    "exact": None, "multiply": _multiplied, "divide": _divided, "triton": _triton_product, "half-up": _half_up,
-    "nearest-level": _nearest_level,
+    "exact": None, "multiply": _multiplied, "divide": _divided, "triton": _triton_product,
+    "half-up": _half_up, "nearest-level": _nearest_level,
 }
 
 
@@ -332,44 +339,49 @@ FINISHES: dict[str, Callable | None] = {
 }
 
 
-# What the keys of the tables mean, for people.
-WORDS: dict[tuple[str, str], str] = {
-    ("source", "exact"): "exact: every value as it is",
-    ("source", "float32"): "float32: every value rounded to float32 first",
-    ("source", "normal"): "normal: every value rounded to float32 first, its subnormals zeros",
-    ("scales", "exact"): "exact: the scale rule in exact arithmetic",
-    ("scales", "logarithm-up"): "logarithm-up: ceil(log2(amax / max)), the logarithm rounded to float32",
-    ("scales", "reciprocal-up"): "reciprocal-up: amax * (1 / max) in float32, up to a power of two",
-    ("scales", "logarithm-down"): "logarithm-down: floor(log2(amax)) - emax, the logarithm rounded to float32",
-    ("scales", "carry"): "carry: amax rounded to the bits of e2m1 (of e2m3 in e2m3) in float32, then its exponent",
-    ("scales", "tensorcast"): "tensorcast: the largest exponent of the values, -23 for a zero, -1 for an infinity, "
-                              "not clamped",
-    ("scales", "tensorcast-midmax"): "tensorcast-midmax: as tensorcast, and one more past max + ulp/2 and for "
-                                     "infinities",
-    ("scales", "wrapped"): "wrapped: the scale rule, with the exponent -127 for zeros, modulo 256",
-    ("scales", "triton-up"): "triton-up: amax / max in float32, its bits + 7FFFFF, of which the exponent field",
-    ("scales", "triton-down"): "triton-down: amax / 2^emax in float32, of which the exponent field",
-    ("scales", "te-nvfp4"): "te-nvfp4: g = min(2688 / amax, largest float32), s = amax * (g * (1/6)) held in [0, 448], "
-                            "in float32",
-    ("scales", "torchao-nvfp4"): "torchao-nvfp4: g = amax / 2688, s = (amax / 6) / g held in [2^-6, 448], in float32",
-    ("scales", "modelopt-nvfp4"): "modelopt-nvfp4: g = amax / 2688, s = amax / (6 * g), 1 for 0, held in [2^-9, 448], "
-                                  "in float32",
-    ("scales", "compressed-nvfp4"): "compressed-nvfp4: g = (1 / amax) * 2688, s = g * (amax / 6), 1/8 where it rounds "
-                                    "to zero, in float32",
-    ("scales", "up"): "up: amax / max exactly, rounded up into the scale format",
-    ("scales", "ggml"): "ggml: GGML's own float32 ways to e8m0 and ue4m3",
-    ("quotient", "exact"): "exact: value / scale, rounded once into the element",
-    ("quotient", "multiply"): "multiply: value * factor in float32",
-    ("quotient", "divide"): "divide: value / scale in float32",
-    ("quotient", "triton"): "triton: value * factor in float32, and the three float32 above 1/4 become 1/4 in e2m1",
-    ("quotient", "half-up"): "half-up: value / scale in float32, halves away from zero by adding 1/2 in float32",
-    ("quotient", "nearest-level"): "nearest-level: the level of least float32 error, the lower code on a tie",
-    ("finish", "kept"): "kept: zeros keep their sign",
-    ("finish", "below"): "below: zeros are +0, and quotients below zero have the sign",
-    ("finish", "below-in-e2m1"): "below-in-e2m1: in e2m1 zeros are +0, and quotients below zero have the sign",
-    ("finish", "below-or-nan"): "below-or-nan: zeros and NaN quotients are +0, and quotients below zero have the sign",
-    ("finish", "minus-zeros"): "minus-zeros: zeros of either sign, and NaN quotients, are -0",
-    ("finish", "nan-to-b"): "nan-to-b: zeros keep their sign, a NaN quotient becomes the code b",
-    ("tensor", "multiplier"): "multiplier: values are multiplied by the stored tensor scale",
-    ("tensor", "divisor"): "divisor: values are divided by the stored tensor scale",
+# What the keys of these tables mean, for people.
+WORDS: dict[str, dict[str, str]] = {
+    "source": {
+        "exact": "every value as it is",
+        "float32": "every value rounded to float32 first",
+        "normal": "every value rounded to float32 first, and its subnormals zeros",
+    },
+    "scales": {
+        "exact": "the scale rule in exact arithmetic",
+        "logarithm-up": "ceil(log2(amax / max)), the logarithm rounded to float32",
+        "reciprocal-up": "amax * (1 / max) in float32, up to a power of two",
+        "logarithm-down": "floor(log2(amax)) - emax, the logarithm rounded to float32",
+        "carry": "amax rounded to the bits of e2m1 (in e2m3: of e2m3) in float32, then its exponent - emax",
+        "tensorcast": "the largest exponent of the values, -23 of a zero and -1 of an infinity, unclamped",
+        "tensorcast-midmax": "as tensorcast, and one more past max + ulp/2 and for infinities",
+        "wrapped": "the scale rule with the exponent -127 for zeros, modulo 256",
+        "triton-up": "amax / max in float32, its bits + 7FFFFF, of which the exponent field",
+        "triton-down": "amax / 2^emax in float32, of which the exponent field",
+        "te-nvfp4": "in float32 g = 2688 / amax, s = amax * (g * (1/6)) up to 448",
+        "torchao-nvfp4": "in float32 g = amax / 2688, s = (amax / 6) / g held in [2^-6, 448]",
+        "modelopt-nvfp4": "in float32 g = amax / 2688, s = amax / (6 * g), 1 for 0, held in [2^-9, 448]",
+        "compressed-nvfp4": "in float32 g = (1 / amax) * 2688, s = g * (amax / 6) up to 448, 1/8 for 0",
+        "up": "amax / max exactly, rounded up into the scale format",
+        "ggml": "GGML's float32 ways to e8m0 and ue4m3",
+    },
+    "quotient": {
+        "exact": "value / scale, rounded once into the element",
+        "multiply": "value * factor in float32",
+        "divide": "value / scale in float32",
+        "triton": "value * factor in float32; in e2m1 the three float32 above 1/4 count as 1/4",
+        "half-up": "value / scale in float32, rounded by adding half a unit in float32",
+        "nearest-level": "the level of least float32 error, the lower code on a tie",
+    },
+    "finish": {
+        "kept": "zeros keep their sign",
+        "below": "zeros are +0; what is below zero keeps its sign",
+        "below-in-e2m1": "in e2m1 zeros are +0; what is below zero keeps its sign",
+        "below-or-nan": "zeros and NaN quotients are +0; what is below zero keeps its sign",
+        "minus-zeros": "zeros of either sign and NaN quotients are -0",
+        "nan-to-b": "zeros keep their sign; a NaN quotient has the code b",
+    },
+    "tensor": {
+        "multiplier": "values are multiplied by the stored tensor scale",
+        "divisor": "values are divided by the stored tensor scale",
+    },
 }
