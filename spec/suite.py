@@ -17,7 +17,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from spec.oracle import blocks, listed, scalar
+from spec.oracle import blocks, listed, recipes, scalar
 
 VECTORS = Path(__file__).resolve().parent.parent / "vectors"
 LONG = {"f64": "binary64", "f32": "binary32", "f16": "binary16", "bf16": "bfloat16"}
@@ -175,8 +175,11 @@ def _quantize(this, operands, tables):
     formats = {name: tables.format(name) for name in names if name}
     words = operands[-1]
     outer = operands[0][0] if len(operands) > 1 else None
-    q = blocks.quantise([decode(word, source) for word in words], (len(words),), 0, block, formats, rounding,
-                        recipe=facts["recipe"], outer=outer)
+    values, recipe = [decode(word, source) for word in words], facts["recipe"]
+    if recipe in recipes.RECIPES:
+        q = recipes.quantise(values, (len(words),), 0, block, formats, recipe, outer)
+    else:
+        q = blocks.quantise(values, (len(words),), 0, block, formats, rounding, recipe=recipe, outer=outer)
     return ([[q.outer]] if facts["model"] == "tensor" else []) + [q.scales, q.codes]
 
 

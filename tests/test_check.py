@@ -402,3 +402,14 @@ def test_a_verilog_converter_in_a_simulator(tmp_path, round_up, outcome):
     text = text.replace("COUNT = 1", f"COUNT = {len(sets.generate(SET))}")
     simulate(tmp_path, text)
     assert check(source, results).outcome == outcome
+
+
+def test_a_stack_s_set_names_its_clause():
+    """A device that follows OCP against torchao's RCEIL: the failure cites the recipe, not the exact quotient."""
+    def ocp(words):
+        q = refq.quantize(words.view(np.float32), "mxfp4")
+        return q.scales[:, 0], q.codes
+
+    judged = check("quantize/f32-mxfp4/rne-torchao_rceil/block", ocp)
+    assert judged.exit_code == 1 and judged.failed > 20
+    assert all("[REC-10]" in line for line in judged.text().splitlines()[1:-1])

@@ -24,7 +24,7 @@ from refq.formats.policies import OVERFLOWS, ROUNDINGS
 from refq.formats.rows import FORMATS, LISTED
 from refq.vectors import coverage, manifest, sets, vec
 from refq.vectors.vec import Field, Header, format_of
-from spec.oracle import blocks, scalar
+from spec.oracle import blocks, recipes, scalar
 
 ROOT = Path(__file__).resolve().parent.parent
 VECTORS = ROOT / "vectors"
@@ -325,8 +325,11 @@ def test_every_committed_tile_is_the_oracles(name):
     for index, tile in enumerate(vectors.operands[-1].tolist()):
         values = [scalar.decode(code, source) for code in tile]
         outer = int(vectors.operands[0][index]) if len(vectors.operands) == 2 else None
-        got = blocks.quantise(values, (len(tile),), 0, asdict(block), formats, parsed.round,
-                              recipe=parsed.policy, outer=outer)
+        if parsed.policy in recipes.RECIPES:
+            got = recipes.quantise(values, (len(tile),), 0, asdict(block), formats, parsed.policy, outer)
+        else:
+            got = blocks.quantise(values, (len(tile),), 0, asdict(block), formats, parsed.round,
+                                  recipe=parsed.policy, outer=outer)
         assert got.codes == vectors.results[-1][index].tolist(), (index, tile)
         assert got.scales == np.atleast_1d(vectors.results[-2][index]).tolist(), index
         if parsed.model == "tensor":

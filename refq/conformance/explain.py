@@ -5,6 +5,7 @@ Everything here is exact (fractions), and nothing decides a verdict. Spec: CHECK
 
 from fractions import Fraction
 
+from refq.blocks.recipes import recipe
 from refq.formats.listed import key, meaning
 from refq.formats.policies import rounding_rule
 from refq.formats.show import show_cast
@@ -175,6 +176,9 @@ def _element_why(name, header: Header, words: list[str], want: str, place: int, 
     """(words, clauses, show command) for an element: its exact quotient by the wanted scales."""
     source, target = format_of(name.src), format_of(header.result_fields[-1].token)
     parts, show = want.split("_"), f"refq show {target.name} {want_code:#x}"
+    how = recipe(name.policy)
+    if how.takes:                   # a stack's own operations, which its clause lists
+        return f"by the float32 operations of recipe {how.name}", [how.clause], show
     scale_field = header.result_fields[-2]
     codes = _element_codes(scale_field, parts[-2])
     scale = exact(format_of(scale_field.token), codes[place * len(codes) // header.result_fields[-1].count])

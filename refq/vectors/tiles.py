@@ -27,6 +27,9 @@ ONE = (1, 0)
 # Data types whose sets lie under vectors/: what OCP MX, NVIDIA and ONNX name. Those of any other type are
 # generated from their names.
 COMMITTED = ("mxfp8_e4m3", "mxfp8_e5m2", "mxfp6_e2m3", "mxfp6_e3m2", "mxfp4", "mxint8", "nvfp4", "int4")
+# Recipes of stacks whose sets lie there too: one of each way to choose scales, and what hardware is judged by.
+STACKS = {"mxfp8_e4m3": ("te_mxfp8",), "mxfp4": ("torchao_rceil", "torchao_even", "triton_up", "microxcaling"),
+          "nvfp4": ("te_nvfp4", "torchao_nvfp4", "modelopt_nvfp4", "compressed_tensors_nvfp4")}
 # tensor scales: 1, about 1/3, small, tiny
 OUTER = ((1, 0), (0x555555, -24), (0x5b0a1d, -43), (0x7ffff1, -91))
 
@@ -108,8 +111,11 @@ def _stack(parts, outer: bool) -> tuple[np.ndarray, ...]:
 
 
 def clause(name) -> str:
-    """The clauses behind a block set: the scale rule's, then the elements'."""
+    """The clauses behind a block set: the scale rule's, then the elements'; a stack's own."""
     dtype = data_type(name.dst)
+    how = recipe_of(dtype, name.policy)
+    if how.takes:
+        return how.clause
     exponent = RULES[dtype.rule].kind == "exponent"
     return ("BLOCK-10" if dtype.outer else "BLOCK-3" if exponent else "BLOCK-9") + ",BLOCK-4"
 
@@ -120,6 +126,8 @@ def committed() -> Iterator[str]:
         yield f"quantize/f32-{dtype.name}/rne-{dtype.recipe}/block"
         if dtype.outer:
             yield f"quantize/f32-{dtype.name}/rne-{dtype.recipe}/tensor"
+        for stack in STACKS.get(dtype.name, ()):
+            yield f"quantize/f32-{dtype.name}/rne-{stack}/{'tensor' if dtype.outer else 'block'}"
 
 
 def of_weights(array, dtype, axis: int, recipe: str | None, limit: int | None):
@@ -189,8 +197,8 @@ def _cases(name) -> dict[tuple[int, ...], str]:
     cases = {}
     for outer in OUTER if dtype.outer else (ONE,):
         prefix = (_word("binary32", outer),) if dtype.outer else ()
-        tiles = [*_scale_decisions(source, dtype, length, outer, _rule(name)),
-                 *_element_decisions(source, dtype, length, outer)]
+        tiles = [tile for rule in _rules(name) for tile in _scale_decisions(source, dtype, length, outer, rule)]
+        tiles += _element_decisions(source, dtype, length, outer)
         if outer == ONE:
             tiles += _adversarial(source, length)
         for tile, note in tiles:
@@ -198,10 +206,13 @@ def _cases(name) -> dict[tuple[int, ...], str]:
     return cases
 
 
-def _rule(name):
-    """The scale rule of a set: the recipe's, or the data type's own."""
+def _rules(name):
+    """The scale rules whose thresholds a set visits: the recipe's, the data type's own, or those a stack may mean."""
     dtype = data_type(name.dst)
-    return RULES[recipe_of(dtype, name.policy).rule or dtype.rule]
+    how = recipe_of(dtype, name.policy)
+    if how.scales == "exact" or RULES[dtype.rule].kind == "float":
+        return [RULES[how.rule or dtype.rule]]
+    return [RULES[rule] for rule in ("floor", "rceil")]
 
 
 def _adversarial(source, length: int) -> Iterator[tuple[tuple[int, ...], str]]:
