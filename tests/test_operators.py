@@ -36,7 +36,7 @@ def test_conv_in_parts(monkeypatch):
     model, feeds = single("Conv", (normal(5, 6, 9, 9), normal(4, 3, 3, 3), normal(4)), group=2, pads=[1] * 4)
     whole = Engine(model).run(feeds)["y0"]
     for chunk in (1, 6 * 81, 4 * 6 * 81, 9 * 6 * 81, 20 * 6 * 81):
-        monkeypatch.setattr("refq.models.operators.CHUNK", chunk)
+        monkeypatch.setattr("refq.models.operators_windows.CHUNK", chunk)
         np.testing.assert_allclose(Engine(model).run(feeds)["y0"], whole, rtol=1e-5, atol=1e-5)
 
 

@@ -1,50 +1,76 @@
-"""Run an ONNX model in numpy.
+"""Run an ONNX model, whole or node by node, in numpy or in onnxruntime.
 
-`onnx.reference` does the work, one node at a time; refq.models.operators replaces what it computes slowly or
-wrongly. Nodes that depend on weights alone (a DequantizeLinear in front of a weight, say) are computed once,
-when the engine is made; every other result is dropped after its last use. Sums are taken in the dtype of the
-tensors, float16 and bfloat16 products in float32.
+`Engine` runs it in numpy: `onnx.reference` does the work, one node at a time; refq.models.operators replaces
+what it computes slowly or wrongly. Nodes that depend on weights alone (a DequantizeLinear in front of a
+weight, say) are computed once; every other result is dropped after its last use. Sums are taken in the dtype
+of the tensors, float16 and bfloat16 products in float32. `OnnxRuntime` is the same in onnxruntime's kernels.
 """
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import onnx
 import onnx.version_converter
-from onnx import TensorProto
+from onnx import NodeProto, TensorProto, numpy_helper
 from onnx.reference import ReferenceEvaluator
 
 from refq.errors import InputError
 from refq.models import files
 from refq.models.graph import UNPREDICTABLE, opset_of
-from refq.models.operators import OPS, WRONG
+from refq.models.operators import OPS
 
 # Below 14 BatchNormalization, and below 13 Softmax, mean something that onnx.reference does not compute.
 OLDEST_OPSET = 14
 
 
+@dataclass(frozen=True, eq=False)
+class Step:
+    """A node in the order of running: what it reads (its bodies included; no constants), and the tensors that
+    are not needed any more once it ran."""
+
+    node: NodeProto
+    reads: tuple[str, ...]
+    finished: tuple[str, ...]
+
+
 class Engine:
-    """An ONNX model ready to run.
+    """An ONNX model ready to run in numpy.
 
     `model` is a ModelProto or a path. A copy of it runs, `.model`: local functions inlined, opsets below 14
-    raised. Raises InputError for what is not a model, an opset that cannot be raised, an operator that
-    nothing here can run, or one known to be computed wrongly.
+    raised. Raises InputError for what is not a model, an opset that cannot be raised, or an operator that
+    nothing here can run.
+
+    To run it node by node, over several batches at once if need be:
+
+        for step in engine.steps():
+            for values in batches:      # each began as engine.start(feeds)
+                values.update(engine.run_node(step.node, values))
+                for name in step.finished:
+                    values.pop(name, None)
     """
 
     def __init__(self, model):
-        self.model = _prepared(model)
-        try:
-            evaluator = ReferenceEvaluator(self.model, new_ops=list(OPS))
-        except (NotImplementedError, RuntimeError, TypeError, ValueError) as error:
-            raise InputError(f"the model cannot run in numpy: {error}") from error
+        self.model = self._prepared(model)
         graph = self.model.graph
         self.inputs = {value.name: _tensor_type(value) for value in graph.input}
         self.outputs = tuple(value.name for value in graph.output)
-        self._defaults = {k: v for k, v in evaluator.rt_inits_.items() if k in self.inputs}
-        weights = {k: v for k, v in evaluator.rt_inits_.items() if k not in self.inputs}
-        self._constants, self._operators = _folded(evaluator.rt_nodes_, weights)
-        # run() may hand these out; writing to them must not change later runs
-        for array in (*self._defaults.values(), *self._constants.values()):
-            if isinstance(array, np.ndarray):
-                array.flags.writeable = False
+        weights = self._weights()
+        self.defaults = {name: array for name, array in weights.items() if name in self.inputs}
+        self.weights = {name: array for name, array in weights.items() if name not in self.inputs}
+        _protect(self.defaults)  # run() may hand these out; writing to them must not change later runs
+        self._tensors = {*self.inputs, *weights, *(name for node in graph.node for name in node.output)}
+
+    @property
+    def constants(self):
+        """The weights and all that follows from them alone: name -> array, read-only."""
+        return self._folded[0]
+
+    def start(self, feeds):
+        """The values that a run begins with: the feeds, checked, and the defaults of the inputs left out."""
+        _check_feeds(feeds, self.inputs, self.defaults)
+        return {**self.defaults, **feeds}
 
     def run(self, feeds, outputs=None):
         """`feeds`: input name -> array of exactly the dtype and shape the model declares. `outputs`: names of
@@ -53,29 +79,118 @@ class Engine:
         Raises InputError for a feed that does not fit, an unknown name, or a node that fails (naming the
         node).
         """
-        _check_feeds(feeds, self.inputs, self._defaults)
-        outputs = self.outputs if outputs is None else tuple(outputs)
-        values = {"": None, **self._constants, **self._defaults, **feeds}
-        for operator, finished in self._plan(outputs):
-            _run_node(operator, values)
-            for name in finished:
+        values, outputs = self.start(feeds), self._known_outputs(outputs)
+        for step in self.steps(outputs):
+            values.update(self.run_node(step.node, values))
+            for name in step.finished:
                 values.pop(name, None)
+        return {name: values[name] if name in values else self.constants[name] for name in outputs}
+
+    def steps(self, outputs=None):
+        """A Step for every node that `outputs` (any tensors; default: the model's outputs) need, in order.
+        Constants and `outputs` are never finished."""
+        constants, nodes = self._folded
+        return _steps(nodes, constants, self._known_outputs(outputs))
+
+    def run_node(self, node, values):
+        """Run a node of the main graph of `.model`. `values`: name -> array, which go before constants of the
+        same name, so that a weight may be replaced for one run. Returns its outputs, name -> array."""
+        return self._run(node, _Chain(values, self.constants))
+
+    def _known_outputs(self, outputs):
+        outputs = self.outputs if outputs is None else tuple(outputs)
+        for name in outputs:
+            if name not in self._tensors:
+                raise InputError(f"the model has no tensor {name!r}; its outputs are {_listed(self.outputs)}")
+        return outputs
+
+    @cached_property
+    def _folded(self):
+        """(constants, the nodes that are left for every run)"""
+        constants, left = _fold(self.model.graph.node, self.weights, self._run)
+        _protect(constants)
+        return constants, left
+
+    # -- what is numpy's own
+
+    def _prepared(self, model):
+        return _raised(_complete(model))
+
+    def _weights(self):
+        """Name -> array of the initializers."""
+        try:
+            evaluator = _Evaluator(self.model, new_ops=list(OPS))
+        except (NotImplementedError, RuntimeError, TypeError, ValueError) as error:
+            raise InputError(f"the model cannot run in numpy: {error}") from error
+        self._operators = {_key(operator.onnx_node): operator for operator in evaluator.rt_nodes_}
+        return evaluator.rt_inits_
+
+    def _run(self, node, values):
+        return _run_operator(self._operators[_key(node)], values)
+
+
+class OnnxRuntime(Engine):
+    """The same in onnxruntime's CPU kernels with its graph optimisations off: every node is computed as
+    written, and results are those of Engine up to rounding.
+
+    The model keeps its opset. Raises InputError where onnxruntime is not installed or cannot run the model.
+    """
+
+    def run(self, feeds, outputs=None):
+        """As Engine.run, the whole graph at once."""
+        values, outputs = self.start(feeds), self._known_outputs(outputs)
+        made = tuple(name for name in outputs if name not in values and name not in self.weights)
+        values = {**self.weights, **values}
+        if made:
+            values |= self._session(made)(feeds)
         return {name: values[name] for name in outputs}
 
-    def _plan(self, outputs):
-        """(operator, names to drop after it) for every node that `outputs` need, in order."""
-        made = {name for operator in self._operators for name in operator.output}
-        known = made | self.inputs.keys() | self._constants.keys()
-        for name in outputs:
-            if name not in known:
-                raise InputError(f"the model has no tensor {name!r}; its outputs are {_listed(self.outputs)}")
-        plan, mentioned = [], set(outputs)
-        for operator in reversed(self._operators):  # who mentions a name first is then the last to use it
-            if mentioned.intersection(operator.output):
-                names = _uses(operator.onnx_node).union(operator.output) - {""}
-                plan.append((operator, names - mentioned - self._constants.keys()))
-                mentioned |= names
-        return plan[::-1]
+    def _prepared(self, model):
+        _runtime()
+        return _complete(model)
+
+    def _weights(self):
+        self._sessions = {}
+        return {tensor.name: numpy_helper.to_array(tensor) for tensor in self.model.graph.initializer}
+
+    def _session(self, outputs):
+        """A function (feeds) -> {name: array} that computes the given tensors of the model."""
+        if outputs not in self._sessions:
+            model, declared = self.model, {value.name: value for value in self.model.graph.output}
+            if outputs != self.outputs:
+                model = onnx.ModelProto()
+                model.CopyFrom(self.model)
+                del model.graph.output[:]
+                model.graph.output.extend(declared.get(name, onnx.ValueInfoProto(name=name))
+                                          for name in outputs)
+            self._sessions[outputs] = _session(model, "the model")
+        return self._sessions[outputs]
+
+    def _run(self, node, values):
+        """One node as a model of its own, kept for the next run with the same types."""
+        reads = [name for name in _reads(node) if name in values]
+        for name in set(node.input) - {"", *reads}:
+            raise InputError(_nothing_makes(node, name))
+        arrays = {name: values[name] for name in reads}
+        # onnxruntime takes no arrays of the types of ml_dtypes; they come as initializers
+        stored = {name for name, array in arrays.items() if _is_small(array)}
+        inputs = [onnx.ValueInfoProto(name=name, type=_type_of(array))
+                  for name, array in arrays.items() if name not in stored]
+        key = (_key(node), *(value.SerializeToString() for value in inputs))
+        session = self._sessions.get(key)
+        if session is None or stored:
+            graph = onnx.helper.make_graph(
+                [node], "one node", inputs, [onnx.ValueInfoProto(name=name) for name in node.output if name],
+                [numpy_helper.from_array(arrays[name], name) for name in stored])
+            model = onnx.helper.make_model(graph, opset_imports=self.model.opset_import,
+                                           ir_version=self.model.ir_version)
+            session = _session(model, _title(node))
+        if not stored:
+            self._sessions[key] = session
+        return session({name: array for name, array in arrays.items() if name not in stored})
+
+
+ENGINES = {"numpy": Engine, "onnxruntime": OnnxRuntime}
 
 
 def run_batches(model, feeds, batch_size, progress=None, outputs=None):
@@ -113,17 +228,22 @@ def run_batches(model, feeds, batch_size, progress=None, outputs=None):
 
 # -- preparing a model --------------------------------------------------------------------------------------
 
-def _prepared(model):
-    """ModelProto or path -> a copy that holds all its data, without local functions, of an opset that
-    onnx.reference computes."""
+def _complete(model):
+    """ModelProto or path -> a copy that holds all its data, without local functions."""
     source = files.load(model)
     model = files.inline(source, [])
-    _embed(model, source)
+    files.embed(model, source.directory)
     _name_standard_domain(model)
+    return model
+
+
+def _raised(model):
+    """A model of an opset that onnx.reference computes."""
     opset = opset_of(model)
-    _refuse_wrong(model.graph, opset)
     if not 0 < opset < OLDEST_OPSET:
         return model
+    if opset < 13:
+        _flatten_hardmax(model.graph, {name for node in _all_nodes(model.graph) for name in node.output})
     try:
         raised = onnx.version_converter.convert_version(model, OLDEST_OPSET)
     except Exception as error:  # RuntimeError, ConvertError, checker errors: no common base
@@ -134,14 +254,38 @@ def _prepared(model):
     return raised
 
 
-def _embed(model, source):
-    """Bring external data into the proto. A ModelProto does not say where that lay, a path does."""
-    if source.path:
-        files.embed(model, source.directory)
-    for tensor in files.tensors(model):
-        if tensor.data_location == TensorProto.EXTERNAL:
-            raise InputError(f"the data of tensor {tensor.name!r} is in another file, and a ModelProto does "
-                             "not say where; give the model's path, or load it with its external data")
+def _flatten_hardmax(graph, taken):
+    """Hardmax below opset 13 flattened all from its axis on; the converter does this for Softmax only."""
+    nodes = []
+    for node in graph.node:
+        for subgraph in _subgraphs(node):
+            _flatten_hardmax(subgraph, taken)
+        if node.op_type != "Hardmax" or node.domain:
+            nodes.append(node)
+            continue
+        axis = next((attribute.i for attribute in node.attribute if attribute.name == "axis"), 1)
+        x, y = node.input[0], node.output[0]
+        shape, flat, most = (_unused(f"{y}_{part}", taken) for part in ("shape", "flat", "most"))
+        make = onnx.helper.make_node
+        nodes += [make("Shape", [x], [shape]), make("Flatten", [x], [flat], axis=axis),
+                  make("Hardmax", [flat], [most], node.name, axis=1), make("Reshape", [most, shape], [y])]
+    if len(nodes) > len(graph.node):
+        nodes = [_copy(node) for node in nodes]
+        del graph.node[:]
+        graph.node.extend(nodes)
+
+
+def _unused(name, taken):
+    while name in taken:
+        name += "_"
+    taken.add(name)
+    return name
+
+
+def _copy(node):
+    copy = NodeProto()
+    copy.CopyFrom(node)
+    return copy
 
 
 def _name_standard_domain(model):
@@ -160,14 +304,6 @@ def _keep_old_resize(graph):
             node.attribute.extend(onnx.helper.make_attribute(key, value) for key, value in mapping.items())
 
 
-def _refuse_wrong(graph, opset):
-    """Refuse what onnx.reference accepts and computes wrongly, see operators.WRONG."""
-    for node in _all_nodes(graph):
-        for ops, below, concerns, why in WRONG:
-            if not node.domain and node.op_type in ops and opset < below and concerns(node):
-                raise InputError(f"{_title(node)} cannot run in numpy: onnx.reference {why}")
-
-
 def _all_nodes(graph):
     for node in graph.node:
         yield node
@@ -180,54 +316,183 @@ def _subgraphs(node):
         yield from ([attribute.g] if attribute.HasField("g") else attribute.graphs)
 
 
-def _uses(node):
-    """Names a node may read: its inputs, and whatever its subgraphs mention."""
-    names = set(node.input)
+def _reads(node):
+    """Names that a node may read, each once: its inputs, then whatever its bodies take from around them."""
+    names = dict.fromkeys(filter(None, node.input))
     for subgraph in _subgraphs(node):
-        names.update(value.name for value in subgraph.output)
-        for inner in subgraph.node:
-            names |= _uses(inner)
-    return names
+        own = {value.name for value in (*subgraph.input, *subgraph.initializer)}
+        own |= {name for inner in subgraph.node for name in inner.output}
+        inside = [name for inner in subgraph.node for name in _reads(inner)]
+        names |= dict.fromkeys(name for name in (*inside, *(value.name for value in subgraph.output))
+                               if name not in own)
+    return list(names)
 
 
 # -- running ------------------------------------------------------------------------------------------------
 
-def _folded(operators, values):
-    """(`values` and all that follows from them alone, the operators that are left for every run)."""
-    values, left = {"": None, **values}, []
-    for operator in operators:
-        if operator.op_type not in UNPREDICTABLE and values.keys() >= set(operator.input):
-            _run_node(operator, values)
+class _Evaluator(ReferenceEvaluator):
+    """onnx.reference, its bodies of If, Loop and Scan run as the main graph is: constants once, results
+    dropped after their last use, a failing node named. (By itself it also takes an omitted output of one node
+    for the omitted input of the next: both are called "".)"""
+
+    @cached_property
+    def _program(self):
+        operators = {_key(operator.onnx_node): operator for operator in self.rt_nodes_}
+
+        def run(node, values):
+            return _run_operator(operators[_key(node)], values)
+
+        weights = {name: array for name, array in self.rt_inits_.items() if name not in self.input_names}
+        constants, nodes = _fold([operator.onnx_node for operator in self.rt_nodes_], weights, run)
+        return constants, _steps(nodes, constants, self.output_names), run
+
+    def run(self, output_names, feed_inputs, attributes=None, **options):
+        """As ReferenceEvaluator.run."""
+        if attributes is not None or not isinstance(self.proto_, onnx.GraphProto):
+            return super().run(output_names, feed_inputs, attributes=attributes, **options)
+        constants, steps, run = self._program
+        values = {**self.rt_inits_, **feed_inputs, **constants}
+        for step in steps:
+            values.update(run(step.node, values))
+            for name in step.finished:
+                values.pop(name, None)
+        for name in self.output_names:
+            if name not in values:
+                raise InputError(f"the output {name!r} of the body is made by nothing")
+        return [values[name] for name in self.output_names]
+
+
+class _Chain(Mapping):
+    """Two mappings as one, the first before the second, nothing copied."""
+
+    def __init__(self, first, second):
+        self.first, self.second = first, second
+
+    def __getitem__(self, name):
+        return self.first[name] if name in self.first else self.second[name]
+
+    def __iter__(self):
+        return iter({**self.second, **self.first})
+
+    def __len__(self):
+        return len({**self.second, **self.first})
+
+
+def _fold(nodes, weights, run):
+    """(`weights` and all that follows from them alone, the nodes that are left for every run)."""
+    values, left = dict(weights), []
+    for node in nodes:
+        if node.op_type not in UNPREDICTABLE and values.keys() >= set(node.input) - {""}:
+            values.update(run(node, values))
         else:
-            left.append(operator)
-    del values[""]
+            left.append(node)
     return values, left
 
 
-def _run_node(operator, values):
-    """Run one operator of onnx.reference on `values` and put its outputs there."""
+def _steps(nodes, constants, outputs):
+    """A Step for every node that `outputs` need, in order."""
+    steps, mentioned = [], set(outputs)
+    for node in reversed(nodes):  # who mentions a name first is then the last to use it
+        if mentioned.intersection(node.output):
+            reads = [name for name in _reads(node) if name not in constants]
+            names = {*reads, *filter(None, node.output)}
+            steps.append(Step(node, tuple(reads), tuple(sorted(names - mentioned))))
+            mentioned |= names
+    return steps[::-1]
+
+
+def _run_operator(operator, values):
+    """The outputs of one operator of onnx.reference on `values`, name -> array."""
     node = operator.onnx_node
     for name in node.input:
-        if name not in values:
-            raise InputError(f"{_title(node)} reads {name!r}, which is no input, no dense initializer and no "
-                             "output of a node before it")
-    context = {"context": values} if operator.need_context() else {}
+        if name and name not in values:
+            raise InputError(_nothing_makes(node, name))
+    context = {"context": {"": None, **values}} if operator.need_context() else {}
     try:
         # An ONNX operator has no exceptions: an overflow is Inf, Inf - Inf is NaN, neither earns a warning.
         with np.errstate(all="ignore"):
-            results = operator.run(*(values[name] for name in node.input), **context)
+            results = operator.run(*(values[name] if name else None for name in node.input), **context)
     except Exception as error:  # whatever an implementation raises, the user needs to know where
         reason = error.__cause__ or error
+        if isinstance(error, InputError):
+            raise InputError(f"{_title(node)}: {error}") from error
         raise InputError(f"{_title(node)} failed: {type(reason).__name__}: {reason}") from error
-    values.update((name, value) for name, value in zip(node.output, results) if name)
+    return {name: value for name, value in zip(node.output, results) if name}
+
+
+def _protect(arrays):
+    for array in arrays.values():
+        if isinstance(array, np.ndarray):
+            array.flags.writeable = False
+
+
+def _key(node):
+    """A node's first output that is not left out: unique in its graph."""
+    return next(filter(None, node.output), "")
 
 
 def _title(node):
-    return f"node {node.name or next(filter(None, node.output), '')!r} ({node.op_type})"
+    return f"node {node.name or _key(node)!r} ({node.op_type})"
+
+
+def _nothing_makes(node, name):
+    return (f"{_title(node)} reads {name!r}, which is no input, no dense initializer and no output of a node "
+            "before it")
 
 
 def _listed(names):
     return ", ".join(repr(name) for name in names)
+
+
+# -- onnxruntime ---------------------------------------------------------------------------------------------
+
+def _runtime():
+    try:
+        import onnxruntime
+    except ImportError as error:
+        raise InputError("the engine onnxruntime needs the package of that name, which is not installed; "
+                         "install it or take the engine numpy") from error
+    return onnxruntime
+
+
+def _session(model, what):
+    """A function (feeds) -> {output name: array}, on one thread, that it be the same each time."""
+    runtime = _runtime()
+    options = runtime.SessionOptions()
+    options.graph_optimization_level = runtime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    options.log_severity_level = 4
+    options.intra_op_num_threads = 1
+    options.use_deterministic_compute = True
+    options.enable_cpu_mem_arena = False  # which would keep what a node once needed
+    try:
+        session = runtime.InferenceSession(model.SerializeToString(), options,
+                                           providers=["CPUExecutionProvider"])
+    except Exception as error:  # onnxruntime has an exception type for every kind of refusal
+        raise InputError(f"{what} cannot run in onnxruntime: {_first_line(error)}") from error
+    names = [output.name for output in session.get_outputs()]
+
+    def run(feeds):
+        try:
+            return dict(zip(names, session.run(names, feeds)))
+        except Exception as error:
+            raise InputError(f"{what} failed in onnxruntime: {_first_line(error)}") from error
+
+    return run
+
+
+def _first_line(error):
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)
+
+
+def _is_small(value):
+    return isinstance(value, np.ndarray) and value.dtype.kind not in "biufcOUST"
+
+
+def _type_of(value):
+    """TypeProto of an array of that dtype, or of a list of such arrays."""
+    if isinstance(value, list):
+        return onnx.helper.make_sequence_type_proto(_type_of(value[0] if value else np.zeros(0, np.float32)))
+    return onnx.helper.make_tensor_type_proto(onnx.helper.np_dtype_to_tensor_dtype(value.dtype), None)
 
 
 # -- feeds --------------------------------------------------------------------------------------------------

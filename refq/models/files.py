@@ -47,12 +47,17 @@ class Source:
 def load(model_input) -> Source:
     """Read a model from a path, or take a copy of a ModelProto. External data stays on disk until it is used.
 
-    Raises InputError when the file is missing, is not ONNX, or is damaged.
+    Raises InputError when the file is missing, is not ONNX, or is damaged, and for a ModelProto whose data
+    lies outside it.
     """
     if isinstance(model_input, onnx.ModelProto):
         model = onnx.ModelProto()
         model.CopyFrom(model_input)
         _require_model(model, "the ModelProto")
+        for tensor in tensors(model):
+            if tensor.data_location == TensorProto.EXTERNAL:
+                raise InputError(f"the data of tensor {tensor.name!r} is in another file, and a ModelProto "
+                                 "does not say where; give the model's path, or load it with all its data")
         return Source(model, None, "", _byte_size(model))
     try:
         path = Path(model_input)
@@ -196,7 +201,7 @@ def _require_model(model: onnx.ModelProto, what: str) -> None:
     if not model.ir_version or not model.opset_import:
         raise InputError(f"{what} is not an ONNX model: it has no IR version or imports no operator set")
     if not model.graph.node:
-        raise InputError(f"{what} has no nodes: there is nothing to quantise")
+        raise InputError(f"{what} has no nodes: it computes nothing")
 
 
 def _byte_size(model: onnx.ModelProto) -> int:
