@@ -1,5 +1,7 @@
 """refq: bit-exact number formats, block-scaled quantisation, golden vectors and conformance checks."""
 
+from importlib import import_module
+
 from refq.blocks.gguf import gguf_decode, gguf_encode, gguf_type
 from refq.blocks.packing import Packed, pack, unpack
 from refq.blocks.quantize import Quantized, dequantize, fake_quantize, quantize
@@ -11,15 +13,20 @@ from refq.formats.names import number_format
 from refq.version import __version__
 
 __all__ = [
-    "InputError", "Packed", "Quantized", "convert", "data_type", "decode", "dequantize", "encode",
-    "fake_quantize", "gguf_decode", "gguf_encode", "gguf_type", "number_format", "pack", "quantize",
-    "quantize_model", "rotate", "unpack", "unrotate", "__version__",
+    "Diffused", "Gram", "InputError", "Packed", "Quantized", "convert", "data_type", "decode",
+    "dequantize", "diffuse", "diffuse_gram", "encode", "fake_quantize", "gguf_decode", "gguf_encode",
+    "gguf_type", "number_format", "pack", "quantize", "quantize_model", "rotate", "unpack", "unrotate",
+    "__version__",
 ]
 
 
+# What few calls need is imported when it is first asked for; quantize_model loads onnx.
+_LATER = {"quantize_model": "refq.models.quantize",
+          **dict.fromkeys(("Diffused", "Gram", "diffuse", "diffuse_gram"), "refq.diffusion.diffuse")}
+
+
 def __getattr__(name):
-    """quantize_model loads onnx, so it is imported when it is first asked for."""
-    if name == "quantize_model":
-        from refq.models.quantize import quantize_model
-        return quantize_model
+    """The names of _LATER."""
+    if name in _LATER:
+        return getattr(import_module(_LATER[name]), name)
     raise AttributeError(f"module 'refq' has no attribute {name!r}")

@@ -1,6 +1,7 @@
 """Error diffusion: refq's two forms against the oracle, on small integers where nothing depends on rounding."""
 
 import json
+import re
 from dataclasses import asdict
 from fractions import Fraction
 from functools import cache
@@ -129,6 +130,32 @@ def in_batches(x, x_hat):
     for rows in (slice(0, 3), slice(3, 4), slice(4, None)):
         gram.update(x[rows], None if x_hat is None else x_hat[rows])
     return gram
+
+
+# --- the worked examples of the page --------------------------------------------------------------
+#
+#     ed TYPE SCALE w ... | X, row ; row ... [| X^, row ; row ...] = [scale codes /] element codes / output error
+
+def examples():
+    text = PAGE.with_suffix(".md").read_text(encoding="utf-8")
+    for block in re.findall(r"^```problem\n(.*?)^```", text, re.M | re.S):
+        yield from (line.partition("#")[0].strip() for line in block.splitlines())
+
+
+@pytest.mark.parametrize("line", list(examples()))
+def test_worked_example(line):
+    """Every line of a problem block in spec/diffusion.md holds for the oracle and for refq."""
+    left, _, right = line.partition(" = ")
+    (head, *streams), parts = left.split("|"), right.split(" / ")
+    _, name, scale, *w = head.split()
+    x, x_hat = ([[float(v) for v in row.split()] for row in stream.split(";")] for stream in (streams * 2)[:2])
+    w = [[float(v) for v in w]]
+    want = by_oracle(name, scale, w, x, x_hat)
+    got = diffuse(w, np.array(x), np.array(x_hat), name, scale=scale)
+    assert_same(got.quantized, want, refq.data_type(name), len(w[0]))
+    codes = [[int(code, 16) for code in part.split()] for part in parts[:-1]]
+    assert codes[-1] == want.codes[0] and Fraction(parts[-1]) == want.error
+    assert codes[:-1] == ([] if want.scales[0] is None else [[code for block in want.scales for code in block]])
 
 
 # --- the golden problems --------------------------------------------------------------------------
