@@ -1,5 +1,6 @@
-"""The oracle's recipes against the real libraries on the CPU, where they are installed: torch, torchao,
-compressed-tensors and ModelOpt. Element codes beside a NaN scale are not compared: they mean nothing (REC-5).
+"""The oracle's recipes, and refq's, against the real libraries on the CPU, where they are installed: torch,
+torchao, compressed-tensors and ModelOpt. Element codes beside a NaN scale are not compared: they mean nothing
+(REC-5).
 """
 
 from fractions import Fraction
@@ -7,6 +8,7 @@ from fractions import Fraction
 import numpy as np
 import pytest
 
+import refq
 from spec.oracle import recipes, scalar
 from tests.test_oracle_blocks import (decoded, described, fixed_tiles, midpoint_tiles, power_tiles,
                                       random_tiles, scale_tiles, special_tiles)
@@ -38,9 +40,15 @@ def near_powers(n):
 
 
 def oracle(x, name, recipe, outer=None):
+    """What the oracle makes of rows; refq makes the same of them."""
     block, formats = described(name)
     q = recipes.quantise(decoded(x), x.shape, -1, block, formats, recipe, outer)
-    return np.array(q.codes).reshape(x.shape), np.array(q.scales).reshape(x.shape[0], -1), q.outer
+    codes, scales = np.array(q.codes).reshape(x.shape), np.array(q.scales).reshape(x.shape[0], -1)
+    ours = refq.quantize(x, name, recipe=recipe)
+    assert np.array_equal(ours.codes, codes), f"refq's codes by {recipe} of {name}"
+    assert np.array_equal(ours.scales, scales), f"refq's scales by {recipe} of {name}"
+    assert q.outer is None or ours.tensor_scale.view(np.uint32) == q.outer, f"refq's tensor scale of {recipe}"
+    return codes, scales, q.outer
 
 
 def agree(x, got_codes, got_scales, want_codes, want_scales, nan, context):

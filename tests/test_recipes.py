@@ -272,8 +272,11 @@ def test_every_word_is_explained():
     used = {field: {getattr(row, field) for row in RECIPES.values()} for field in WORDS}
     assert used == {field: set(words) for field, words in WORDS.items()}
     for row in RECIPES.values():
-        for field in (*WORDS, "zero_tile", "nan_tile", "inf_tile", "tiny_tile", "bottom", "rounding"):
-            assert describe(row, field, data_type("mxfp4")).startswith(f"{getattr(row, field)}: ")
+        for field in (*WORDS, "zero_tile", "nan_tile", "inf_tile", "tiny_tile", "bottom", "rounding", "overflow"):
+            words = describe(row, field, data_type("mxfp4"))
+            assert words.startswith(f"{getattr(row, field)}: ") or words == "as its scales are computed"
+    assert describe(recipe("te_mxfp8"), "rule", data_type("mxfp8_e4m3")) == "as its scales are computed"
+    assert describe(recipe("tosa"), "rule", data_type("mxfp4")).startswith("tosa: one more where")
 
 
 def test_every_data_type_has_its_recipes():

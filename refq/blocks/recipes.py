@@ -11,7 +11,7 @@ from refq.blocks.rows import Block
 from refq.blocks.rules import RULES, scale_rule
 from refq.blocks.scales import (BOTTOMS, INF_TILES, INF_TILES_OF_STACKS, NAN_TILES, NAN_TILES_OF_STACKS,
                                 TINY_TILES, ZERO_TILES, ZERO_TILES_OF_STACKS, Choices, Scales)
-from refq.blocks.stacks import FINISHES, QUOTIENTS, SCALES, SOURCES, WORDS
+from refq.blocks.stacks import BY_CHOICE, BY_RULE, FINISHES, QUOTIENTS, SCALES, SOURCES, WORDS
 from refq.errors import InputError
 from refq.formats.policies import OVERFLOWS, ROUNDINGS
 
@@ -260,13 +260,15 @@ def recipe_of(block: Block, name=None) -> Recipe:
     return found
 
 
-_WORDS = WORDS | {field: _ALLOWED[field]
-                  for field in ("zero_tile", "nan_tile", "inf_tile", "tiny_tile", "bottom")}
+_ODD_TILES = ("zero_tile", "nan_tile", "inf_tile", "tiny_tile", "bottom")
+_WORDS = WORDS | {field: _ALLOWED[field] for field in _ODD_TILES}
 
 
 def describe(found: Recipe, field: str, block: Block) -> str:
     """One field of a recipe in words, as it concerns a data type."""
     value = getattr(found, field)
+    if found.scales not in (BY_RULE if field == "rule" else BY_CHOICE if field in _ODD_TILES else SCALES):
+        return "as its scales are computed"
     if field == "rule":
         rule = RULES[value or block.rule]
         return f"{rule.name}: {rule.words}"

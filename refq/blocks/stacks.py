@@ -259,6 +259,9 @@ SCALES: dict[str, Callable] = {
     "ggml": _ggml,
 }
 
+BY_RULE = frozenset({"exact", "wrapped"})                       # these look at the recipe's scale rule
+BY_CHOICE = frozenset({"exact", "logarithm-up", "reciprocal-up", "logarithm-down", "carry"})    # at odd tiles' words
+
 
 # ------------------------------------------------------------------------------------------------------------
 # how values are divided: (element row, values, factors, room) -> float32 quotients, which are then rounded
