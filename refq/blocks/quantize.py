@@ -105,7 +105,7 @@ def quantize(x, dtype, axis=-1, rounding=None, recipe=None, random_bits=None, ra
         codes = codec.encode(x, block.element_row, rounding, how.overflow, random_bits, random_width)
         return Quantized(codes, None, block, x.shape, axis, how.name, rounding, mask=mask)
     with np.errstate(all="ignore"):
-        values = how.source_of(_working(x))
+        values = how.source_of(codec.as_floats(x))
     tiles = block.tiles_of(values.shape, axis)
     flat = tiles.cut(values)
     draws = None if draws is None else _units(tiles.cut(draws.reshape(x.shape)), tiles)
@@ -248,16 +248,3 @@ def _given_tensor_scale(block: Block, tensor_scale) -> np.float32 | None:
     if not real or not 0 < tensor_scale <= largest or float(np.float32(tensor_scale)) != float(tensor_scale):
         raise InputError(f"tensor_scale must be a positive finite float32 value, got {tensor_scale!r}")
     return np.float32(tensor_scale)
-
-
-def _working(x):
-    """float32 or float64 with the same values."""
-    source = codec.source_row(x.dtype)
-    if x.dtype in (np.float32, np.float64):
-        return x
-    if source.precision <= 24:
-        with np.errstate(invalid="ignore"):         # signalling NaNs
-            return x.astype(np.float32)
-    if x.size and max(abs(int(x.max())), abs(int(x.min()))) > 1 << 53:
-        raise InputError("integers to quantise must lie between -2^53 and 2^53")
-    return x.astype(np.float64)

@@ -20,6 +20,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from refq.blocks.tiles import one_axis
 from refq.errors import InputError
 from refq.formats import codec
 from refq.formats.definition import CHUNK
@@ -150,7 +151,7 @@ def _signed(row: Rotation, signs) -> Rotation:
 
 def _mapped(x, linear: "_Map", axis, dtype):
     x = np.asarray(x)
-    values = _working(x)
+    values = codec.as_floats(x)
     dtype = values.dtype if dtype is None else codec.float_dtype(dtype)
     axis = _axis(x, axis, linear.size)
     lines = np.moveaxis(values, axis, -1)
@@ -162,26 +163,11 @@ def _mapped(x, linear: "_Map", axis, dtype):
 
 
 def _axis(x, axis, size: int) -> int:
-    whole = isinstance(axis, (int, np.integer)) and not isinstance(axis, bool)
-    if not whole or not -x.ndim <= axis < x.ndim:
-        raise InputError(f"axis {axis!r} is not an axis of an array of shape {x.shape}")
-    if x.shape[axis] % size:
-        raise InputError(f"{x.shape[axis]} values along axis {axis} are not a multiple of the rotation's "
+    place = one_axis(x.shape, axis)
+    if x.shape[place] % size:
+        raise InputError(f"{x.shape[place]} values along axis {axis} are not a multiple of the rotation's "
                          f"size {size}: part of a tile has no rotation")
-    return int(axis)
-
-
-def _working(x):
-    """float32 or float64 with the same values."""
-    source = codec.source_row(x.dtype)
-    if x.dtype in (np.float32, np.float64):
-        return x
-    if source.precision <= 24:
-        with np.errstate(invalid="ignore"):     # signalling NaNs
-            return x.astype(np.float32)
-    if x.size and max(abs(int(x.max())), abs(int(x.min()))) > 1 << 53:
-        raise InputError("integers to rotate must lie between -2^53 and 2^53")
-    return x.astype(np.float64)
+    return place
 
 
 # ------------------------------------------------------------------------------------------------------------

@@ -130,6 +130,22 @@ def source_row(dtype: np.dtype) -> Row:
     return number_format(names[dtype.name])
 
 
+def as_floats(x):
+    """An array of any source dtype as float32 or float64 with the same values.
+
+    Raises InputError for a dtype that is not a source (CAST-2), and for integers beyond 2^53 of more than 24 bits.
+    """
+    source = source_row(x.dtype)
+    if x.dtype in (np.float32, np.float64):
+        return x
+    if source.precision <= 24:
+        with np.errstate(invalid="ignore"):         # signalling NaNs
+            return x.astype(np.float32)
+    if x.size and max(abs(int(x.max())), abs(int(x.min()))) > 1 << 53:
+        raise InputError("integers must lie between -2^53 and 2^53")
+    return x.astype(np.float64)
+
+
 # ------------------------------------------------------------------------------------------------------------
 # arguments and results
 
