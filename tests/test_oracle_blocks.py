@@ -25,7 +25,7 @@ BY_RULE = ["int4_bfloat16_t32", "int4_float32_t16", "int8_float16_channel", "int
            "e4m3fn_e8m0_t16", "int8_e8m0_t32", "e2m1_ue5m3_t16"]
 NARROW_SCALES = ["e2m1_e4m0scale_t16", "e4m3fn_e5m0scale_t8", "int8_e6m0scale_t16", "e5m2_e7m0scale_channel",
                  "e2m1_e5m2_t16", "e4m3fn_bfloat16_t16", "e2m3_ue4m3_t8", "int4_e4m3fn_tensor",
-                 "int25_float32_t16", "binary32_float32_t16"]
+                 "int25_float32_t16", "binary32_float32_t16", "e2m1_pow2int8_t16", "int8_pow2int4_t16"]
 TWO_D = ["e2m1_e8m0_t4x4", "int8_binary16_t0x4", "int8_binary16_t4x0", "int4_binary32_t0x0",
          "e4m3fn_binary32_t2x8", "e2m1_ue4m3_binary32_t4x4", "uint4_binary16_uint4_t3x5", "nf4_bfloat16_t4x8"]
 SUBTILES = ["smint8f6_e8m0_t32s8o2", "e4m3fn_e8m0_t16s4o4", "e2m1_e8m0_t8x8s2x4o3",

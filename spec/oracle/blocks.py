@@ -131,26 +131,34 @@ def outer_scale(amaxes, block, formats):
 
 def _shared(code, scale, outer=1, dead=False, zero=None):
     """A tile of that scale code; of a NaN there is no step."""
-    v = decode(code, scale)
+    v = value_of(code, scale)
     return Tile(code, v.magnitude * outer if v.kind == NUMBER else None, dead or v.kind == NAN, zero)
 
 
 def zero_or_special(amax, scale, how):
     """BLOCK-5, BLOCK-6, BLOCK-16: the scale code of a tile of zeros, NaNs or infinities, else None."""
     if amax is None:
-        return encode(Value(NAN), scale, "rne", SAT)
+        return code_of(Value(NAN), scale)
     if amax == LARGEST:
-        return facts(scale).top
+        return code_of(Value(INFINITE), scale)
     if amax == 0:
-        return 0 if how.zero_tile == "lowest" else encode(exact(1), scale, "rne", SAT)
+        lowest = code_of(exact(0), scale) if is_listed(scale) else 0
+        return lowest if how.zero_tile == "lowest" else code_of(exact(1), scale)
     return None
 
 
 def exponent_tile(amax, element, scale, how):
     """BLOCK-3, BLOCK-7, RULE-1 to RULE-6: the shared power of two."""
-    s = facts(scale)
-    code = shared_exponent(how.rule, amax, element) + s.bias
-    return _shared(min(max(code, 0), s.top), scale, dead=code < 0 and how.tiny_tile == "flush")
+    k = shared_exponent(how.rule, amax, element)
+    lowest = _bottom(scale)
+    highest = floor_log2(_top(scale))
+    code = code_of(exact(Fraction(2) ** min(max(k, lowest), highest)), scale)
+    return _shared(code, scale, dead=k < lowest and how.tiny_tile == "flush")
+
+
+def _bottom(scale):
+    """The least exponent of an exponent format."""
+    return 1 - 2 ** (scale["bits"] - 1) if is_listed(scale) else -facts(scale).bias         # LIST-8
 
 
 def float_tile(ratio, scale, how, outer=1):
@@ -339,7 +347,7 @@ def dequantise(q, shape, axis, block, formats, dtype):
     """BLOCK-11, BLOCK-14, BLOCK-15: codes of dtype for every element: the exact value, rounded once."""
     values = [value_of(c, formats[block["element"]]) for c in q.codes]
     for number, tile in enumerate(tiles(shape, axis, block["tile"]) if q.scales is not None else ()):
-        scale = decode(q.scales[number], formats[block["scale"]])
+        scale = value_of(q.scales[number], formats[block["scale"]])
         zero = decode(q.zeros[number], formats[block["zero"]]) if q.zeros is not None else None
         for i in tile:
             if zero is None:
