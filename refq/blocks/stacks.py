@@ -7,6 +7,7 @@ REC-4's: a NaN wins, then an infinity.
 """
 
 from collections.abc import Callable
+from functools import cache
 
 import numpy as np
 
@@ -50,6 +51,23 @@ def log2(x):
     or a ceiling: tests/test_recipes.py looks at them all.
     """
     return np.log2(x.astype(np.float64)).astype(F32)
+
+
+@cache
+def _least_words():
+    """Of every exponent from -127: the word of the least float32 whose logarithm is rounded to the next one."""
+    powers = np.arange(1, 256, dtype=np.int64)[:, None] << 23
+    words = (powers - np.arange(64, 0, -1)).astype(np.uint32)
+    reached = np.floor(log2(words.view(F32))) == np.arange(-126, 129)[:, None]
+    least = powers[:, 0] - reached.sum(axis=1)
+    return np.append(least, 0x7FFFFFFF).astype(np.uint32)
+
+
+def _floor_log2(x):
+    """floor(log2(x)) of float32 that are not negative, int32, without a logarithm each; at most -127 of subnormals."""
+    words = x.view(np.uint32)
+    field = words >> np.uint32(23)
+    return field.astype(np.int32) - np.int32(127) + (words >= _least_words().take(field))
 
 
 def _held(exponent):
@@ -288,19 +306,21 @@ def _triton_product(row: Row, part, factor, room):
 def _half_up(row: Row, part, factor, room):
     """microxcaling: |q| / unit + 1/2 in float32, without its fraction. Spec: REC-17."""
     q = np.divide(part, factor, out=room)
-    size, lowest = np.abs(q), row.layout.qmin
-    unit = lowest
+    size, unit = np.abs(q), np.int32(row.layout.qmin)
     if row.is_float:
-        unit = np.maximum(_held(np.floor(log2(size))) - row.layout.man, lowest)
-    whole = np.floor(np.ldexp(size, -unit) + F32(0.5))
-    found = np.ldexp(whole, unit)
-    np.copyto(q, np.where(q < 0, -found, found))
+        unit = np.clip(_floor_log2(size) - np.int32(row.layout.man), unit, np.int32(100))
+    power = (unit + np.int32(127) << np.int32(23)).view(F32)        # exact, both times
+    size /= power
+    size += F32(0.5)
+    np.floor(size, out=size)
+    size *= power
+    np.negative(size, out=size, where=q < 0)
+    np.copyto(q, size)
     return q
 
 
 def _nearest_level(row: Row, part, half, room):
     """GGML: the level of the least error; of a NaN or an infinity level 0. Spec: REC-22."""
-    part, half = np.broadcast_arrays(part, half)
     values = codec.decode(nearest_codes(part, half), row, F32)
     room[...] = np.where(np.isfinite(part), values, F32(0))
     return room
