@@ -1,4 +1,4 @@
-"""Error diffusion on float arrays: both forms, the other methods by their published steps, guards, bad input."""
+"""Error diffusion on float arrays: both forms, the other methods by their published steps, bad input."""
 
 import os
 import subprocess
@@ -18,13 +18,14 @@ from refq.diffusion.residual import code_by_residual
 from refq.blocks.recipes import recipe_of
 from refq.errors import InputError
 
-# Every way a grid casts a column: exponents, floats, two levels, whole rows, zero points of both kinds, subtiles,
-# listed elements, rectangles, sparsity, codebooks
-TYPES = ["mxfp4", "mxfp8", "b4int3", "int4", "int8", "nvfp4", "nvfp4_16x16", "uint4", "uint4_binary16_binary16_t32", "uint8",
-         "mx9", "hif4", "nf4_t64", "mxfp4_16x16", "e2m1_e8m0_t8x8s2x4o3", "mxfp4_2of4", "cb42f1346", "bitnet", "e2m1"]
-RECIPES = [("te_nvfp4", "nvfp4"), ("torchao_nvfp4", "nvfp4"), ("modelopt_mxfp4", "mxfp4"), ("microxcaling", "mxfp4"),
-           ("tensorcast_triton_floor", "mxfp4"), ("ggml_mxfp4", "mxfp4"), ("triton_up", "mxfp4"),
-           ("onnx_quantizelinear", "uint4"), ("ocp,rounding=rup", "mxfp4"), ("ocp,tiny_tile=flush", "mxfp4")]
+# Every way a grid casts a column: exponents, floats, two levels, whole rows, zero points of both kinds,
+# subtiles, listed elements, rectangles, sparsity, codebooks
+TYPES = ["mxfp4", "mxfp8", "b4int3", "int4", "int8", "nvfp4", "nvfp4_16x16", "uint4", "uint8", "mx9", "hif4",
+         "uint4_binary16_binary16_t32", "nf4_t64", "mxfp4_16x16", "e2m1_e8m0_t8x8s2x4o3", "mxfp4_2of4",
+         "cb42f1346", "bitnet", "e2m1"]
+RECIPES = [("te_nvfp4", "nvfp4"), ("torchao_nvfp4", "nvfp4"), ("modelopt_mxfp4", "mxfp4"),
+           ("microxcaling", "mxfp4"), ("tensorcast_triton_floor", "mxfp4"), ("ggml_mxfp4", "mxfp4"),
+           ("triton_up", "mxfp4"), ("onnx_quantizelinear", "uint4"), ("ocp,rounding=rup", "mxfp4"), ("ocp,tiny_tile=flush", "mxfp4")]
 PARTS = ("codes", "scales", "zeros", "tables", "mask", "tensor_scale")
 
 
@@ -40,7 +41,8 @@ def layer(rows=20, columns=70, samples=120, seed=0, dead=True):
 
 
 def output_error(w, x, x_hat, q):
-    u = x.astype(np.float64) @ w.astype(np.float64).T - x_hat.astype(np.float64) @ q.dequantize(np.float64).T
+    w, x, x_hat = (part.astype(np.float64) for part in (w, x, x_hat))
+    u = x @ w.T - x_hat @ q.dequantize(np.float64).T
     return float((u * u).sum())
 
 
@@ -60,7 +62,8 @@ def test_gram_form_is_the_residual_form(name, scale):
         a = diffuse(w, x, given, name, scale=scale, trace=True)
         b = diffuse(w, x, given, name, scale=scale, form="residual")
         assert_equal(a.quantized, b.quantized)
-        assert a.error == pytest.approx(output_error(w, x, x if given is None else given, a.quantized), rel=1e-9)
+        other = x if given is None else given
+        assert a.error == pytest.approx(output_error(w, x, other, a.quantized), rel=1e-9)
         assert a.error == pytest.approx(b.error) and a.trace[-1].error == pytest.approx(a.error)
 
 
@@ -90,7 +93,7 @@ def test_the_result_is_laid_out_as_quantize_lays_it_out(name):
             a, b = getattr(want, part), getattr(got, part)
             assert (a is None) == (b is None) and (a is None or (a.shape, a.dtype) == (b.shape, b.dtype))
         assert [part.shape for part in want.offsets] == [part.shape for part in got.offsets]
-        assert (got.dtype, got.shape, got.axis, got.recipe) == (want.dtype, want.shape, want.axis, want.recipe)
+        assert all(getattr(got, part) == getattr(want, part) for part in ("dtype", "shape", "axis", "recipe"))
         assert_equal(refq.unpack(got.pack()), got)
 
 
@@ -106,7 +109,8 @@ def test_rows_first_or_last_makes_no_difference(name):
 def test_recipes_with_operations_of_their_own(recipe, name):
     w, x, x_hat = layer()
     a = diffuse(w, x, x_hat, name, recipe=recipe, scale="weights")
-    assert_equal(a.quantized, diffuse(w, x, x_hat, name, recipe=recipe, scale="weights", form="residual").quantized)
+    b = diffuse(w, x, x_hat, name, recipe=recipe, scale="weights", form="residual")
+    assert_equal(a.quantized, b.quantized)
     assert a.quantized.recipe == recipe and a.error < a.rtn_error
     searched = diffuse(w, x, x_hat, name, recipe=recipe)
     assert searched.scale == ("search" if recipe in ("ocp,tiny_tile=flush",) else "weights")
@@ -127,7 +131,8 @@ def test_tiles_of_any_width(tile, columns):
     """Narrower and wider than the panels that are added up one by one."""
     w, x, x_hat = layer(9, columns, 60)
     for name in (f"int4_binary16_t{tile}", f"e2m1_e8m0_t2x{tile}"):
-        assert_equal(diffuse(w, x, x_hat, name).quantized, diffuse(w, x, x_hat, name, form="residual").quantized)
+        residual = diffuse(w, x, x_hat, name, form="residual")
+        assert_equal(diffuse(w, x, x_hat, name).quantized, residual.quantized)
 
 
 @pytest.mark.parametrize("dtype", [np.float64, np.float32, np.float16, np.int16])
@@ -136,7 +141,8 @@ def test_weights_of_any_dtype(dtype):
     w = (w * 8).astype(dtype)
     got = diffuse(w, x, x_hat, "mxfp4", scale="weights").quantized
     assert np.array_equal(got.scales, refq.quantize(w, "mxfp4").scales)
-    assert np.array_equal(got.codes, diffuse(w.astype(np.float64), x, x_hat, "mxfp4", scale="weights").quantized.codes)
+    wide = diffuse(w.astype(np.float64), x, x_hat, "mxfp4", scale="weights").quantized
+    assert np.array_equal(got.codes, wide.codes)
 
 
 def test_sparse_weights_keep_their_mask_and_are_made_up_for():
@@ -167,7 +173,8 @@ def int8_cast(quantized):
 def test_gptq_is_optq():
     w, x, x_hat = layer(dead=False)
     h = x_hat.astype(np.float64).T @ x_hat
-    want = stepwise_optq(w.astype(np.float64), h, int8_cast(refq.quantize(w, "int8")), OPTQ_DAMPING * np.diagonal(h).mean())
+    damping, cast = OPTQ_DAMPING * np.diagonal(h).mean(), int8_cast(refq.quantize(w, "int8"))
+    want = stepwise_optq(w.astype(np.float64), h, cast, damping)
     got = diffuse(w, x, x_hat, "int8", "gptq")
     assert np.array_equal(got.quantized.dequantize(np.float64), want)
 
@@ -194,7 +201,8 @@ def test_other_methods_take_every_data_type(name, method):
         for scale in SCALES:
             got = diffuse(w, x, given, name, method, scale=scale)
             assert got.method == method and np.isfinite(got.error)
-            assert got.error == pytest.approx(output_error(w, x, x if given is None else given, got.quantized), rel=1e-9)
+            other = x if given is None else given
+            assert got.error == pytest.approx(output_error(w, x, other, got.quantized), rel=1e-9)
 
 
 def test_the_largest_eigenvalue():
@@ -223,7 +231,8 @@ def test_batches_add_up(monkeypatch):
     assert parts.rows == whole.rows == len(x) and not parts.same
     for name in "hgf":
         assert np.allclose(getattr(parts, name), getattr(whole, name), rtol=1e-13)
-    assert np.allclose(whole.h, x_hat.astype(float).T @ x_hat) and np.allclose(whole.g, x_hat.astype(float).T @ x)
+    assert np.allclose(whole.h, x_hat.astype(float).T @ x_hat)
+    assert np.allclose(whole.g, x_hat.astype(float).T @ x)
 
 
 def test_one_stream_may_become_two():
@@ -290,7 +299,8 @@ def test_least_needs_a_clear_gain():
 
 def test_the_same_bytes_on_every_run_and_for_one_thread():
     code = ("import numpy as np, refq, hashlib; r = np.random.default_rng(0);"
-            "x = r.standard_normal((300, 256)) @ r.standard_normal((256, 256)); w = r.standard_normal((64, 256));"
+            "x = r.standard_normal((300, 256)) @ r.standard_normal((256, 256));"
+            "w = r.standard_normal((64, 256));"
             "q = refq.diffuse(w, x, x + r.standard_normal(x.shape), 'mxfp4', 'METHOD').quantized;"
             "print(hashlib.sha256(q.codes.tobytes() + q.scales.tobytes()).hexdigest())")
     for method in ("ed", "qronos"):
@@ -298,7 +308,8 @@ def test_the_same_bytes_on_every_run_and_for_one_thread():
         for threads in ("1", "2", "2"):
             command = [sys.executable, "-c", code.replace("METHOD", method)]
             environment = dict(os.environ, OPENBLAS_NUM_THREADS=threads)
-            found.add(subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout)
+            done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+            found.add(done.stdout)
         assert len(found) == 1
 
 
@@ -315,12 +326,12 @@ BROKEN = np.where(np.arange(6) == 2, np.nan, X)
     ({"dtype": "mxfp5"}, "data type 'mxfp5' is not known"),
     ({"recipe": "te_nvfp4"}, "recipe 'te_nvfp4' is for"),
     ({"recipe": "ocp,rounding=sra"}, "rounding 'sra' .* deterministic roundings are allowed"),
-    ({"w": np.ones(4)}, r"w must be an array of shape \(outputs, inputs\), none of them 0, got the shape \(4,\)"),
+    ({"w": np.ones(4)}, r"w must be an array of shape \(outputs, inputs\), none .* got the shape \(4,\)"),
     ({"w": np.ones((0, 6))}, r"got the shape \(0, 6\)"),
     ({"w": np.full((4, 6), np.inf)}, "w holds inf at row 0, column 0; only finite values are allowed"),
     ({"w": np.ones((4, 6), complex)}, "w must be an array of floats"),
     ({"x": np.ones((5, 7))}, "x has 7 columns, but the layer has 6 inputs"),
-    ({"x": np.ones(6)}, r"x must be an array of floats of shape \(rows, columns\), got float64 of shape \(6,\)"),
+    ({"x": np.ones(6)}, r"x must be an array of floats of shape \(rows, columns\), got float64 of .* \(6,\)"),
     ({"x": BROKEN}, "x holds nan at row 0, column 2"),
     ({"x": np.ones((0, 6))}, "x has 0 rows; at least 1 is needed"),
     ({"x": np.array([["a"] * 6])}, "x must be an array of floats"),

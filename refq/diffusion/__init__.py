@@ -1,1 +1,1 @@
-"""Weight arrays into codes: direct cast, error diffusion and the methods it is compared with. Knows no ONNX."""
+"""Weight arrays into codes: direct cast, error diffusion, the methods it is compared with. Knows no ONNX."""

@@ -17,8 +17,8 @@ CLOSE = 2.0 ** -30          # losses that differ by less of what they are made o
 
 @dataclass(frozen=True)
 class Coded:
-    """What the loop gives: codes and the values they mean, (columns, rows); a choice a block; for every block the
-    candidate that each of its tiles took; the output error where the loop has met it on its way, or None."""
+    """What the loop gives: codes and the values they mean, (columns, rows); a choice a block; for every block
+    the candidate that each of its tiles took; the output error where the loop has met it, or None."""
 
     codes: np.ndarray
     values: np.ndarray
@@ -71,10 +71,11 @@ class _Loop:
         owed = self.owed[part]
         if len(choices) == 1:
             kept = None if self.error is None else owed.copy()
-            self.panels(part, choices, owed[:, None], self.lost[part][:, None], self.codes[part][:, None], None)
+            lost, codes = self.lost[part][:, None], self.codes[part][:, None]
+            self.panels(part, choices, owed[:, None], lost, codes, None)
             best = np.zeros(len(choices[0].codes) if grid.movable else 1, np.intp)
             if kept is not None:
-                loss, cross = self.losses(part, kept, self.lost[part][:, None])
+                loss, cross = self.losses(part, kept, lost)
                 self.error += float((loss + cross).sum())
         else:
             shape = len(owed), len(choices), grid.rows
@@ -122,9 +123,10 @@ class _Loop:
 
         def add(low, middle, high):
             """What columns from middle owe to those from low."""
-            owed[middle:high] += (below[middle:high, low:middle] @ flat[low:middle]).reshape(owed[middle:high].shape)
+            later = owed[middle:high]
+            later += (below[middle:high, low:middle] @ flat[low:middle]).reshape(later.shape)
             if drift is not None:
-                owed[middle:high] += (drift[middle:high, low:middle] @ weights[low:middle])[:, None]
+                later += (drift[middle:high, low:middle] @ weights[low:middle])[:, None]
 
         def run(low, high):
             if high - low > PANEL:
@@ -165,7 +167,7 @@ class _Loop:
         return best
 
     def losses(self, part, owed, lost):
-        """||U after||^2 - ||U as if the block lost nothing||^2 in two parts, (candidates, tiles) each. Spec: ED-5."""
+        """L of ED-5 in two parts, (candidates, tiles) each."""
         plan = self.plan
         if plan.drift is not None:
             owed = owed + plan.drift[part, part] @ plan.weights[part]

@@ -1,7 +1,7 @@
-"""Quantise a weight array so that a layer's output, not each weight alone, comes out near (Spec: ED-1 to ED-11).
+"""Quantise a weight array so that a layer's output, not each weight alone, comes out near (ED-1 to ED-11).
 
-A layer computes O = X W^T: a sum of outer products, one a column of W. The residual U is what the output still
-owes; each column is coded to pay what it can, and what it leaves is owed by the next.
+A layer computes O = X W^T: a sum of outer products, one a column of W. The residual U is what the output
+still owes; each column is coded to pay what it can, and what it leaves is owed by the next.
 """
 
 from dataclasses import dataclass, replace
@@ -24,13 +24,17 @@ SCALES = {
     "target": "the data type's rule on what the block's columns would be if it lost nothing itself",
     "search": "of the weights' scale and those next to it the one that leaves the least output error",
 }
-FORMS = {"gram": "from sums of products of the inputs", "residual": "by the definition; the residual is kept whole"}
+FORMS = {
+    "gram": "from sums of products of the inputs",
+    "residual": "by the definition; the residual is kept whole",
+}
 
 
 @dataclass(frozen=True)
 class Step:
-    """One block of a trace. columns: its first and the one after its last. taken: for every tile from the top row
-    down the candidate scale it took, 0 for the rule's own. scales: their codes, or None where nothing has a scale.
+    """One block of a trace. columns: its first and the one after its last. taken: for every tile from the top
+    row down the candidate scale it took, 0 for the rule's own. scales: their codes, or None where nothing has
+    a scale.
     error: the output error of all columns up to here."""
 
     columns: tuple[int, int]
@@ -43,11 +47,11 @@ class Step:
 class Diffused:
     """A weight array, quantised beside its inputs.
 
-    quantized: as `quantize` makes it. method: what its codes come from; "rtn" where that was better on held-back
-    rows than the method asked for. asked: that one. scale: where blocks' scales came from, a key of SCALES;
-    "weights" where there was nothing to choose. error, rtn_error: ||X W^T - X^ Q^T||^2 on the rows given, of
-    `quantized` and of direct cast. held_error, held_rtn_error: of the method asked for and of direct cast on
-    the rows held back, or None. trace: a Step a block, or None.
+    quantized: as `quantize` makes it. method: what its codes come from; "rtn" where that was better on
+    held-back rows than the method asked for. asked: that one. scale: where blocks' scales came from, a key of
+    SCALES; "weights" where there was nothing to choose. error, rtn_error: ||X W^T - X^ Q^T||^2 on the rows
+    given, of `quantized` and of direct cast. held_error, held_rtn_error: of the method asked for and of
+    direct cast on the rows held back, or None. trace: a Step a block, or None.
     """
 
     quantized: Quantized
@@ -61,16 +65,16 @@ class Diffused:
     trace: tuple[Step, ...] | None = None
 
 
-def diffuse(w, x, x_hat=None, dtype="mxfp4", method="ed", axis=-1, scale="search", recipe=None, tensor_scale=None,
-            held=None, trace=False, form="gram") -> Diffused:
+def diffuse(w, x, x_hat=None, dtype="mxfp4", method="ed", axis=-1, scale="search", recipe=None,
+            tensor_scale=None, held=None, trace=False, form="gram") -> Diffused:
     """Quantise the weights of a layer O = X W^T by the inputs that it meets.
 
     w: (outputs, inputs) float array, or (inputs, outputs) with axis=0: `axis` is the one inputs lie along.
-    x: (rows, inputs) float: inputs in the float model; or a Gram that has them summed up (then x_hat is None).
+    x: (rows, inputs) float: inputs in the float model; or a Gram that has them summed up, and no x_hat.
     x_hat: the same rows in the partly quantised model; None: they are x.
-    dtype: a data type's name or row. method: a key of METHODS. scale: a key of SCALES. recipe, tensor_scale: as
-    in `quantize`. held: rows kept back, x or (x, x_hat) or a Gram; where direct cast is better on them, it is
-    returned. trace: whether to return what happened block by block. form: a key of FORMS; "residual" is for "ed".
+    dtype: a data type's name or row. method: a key of METHODS. scale: a key of SCALES. recipe, tensor_scale:
+    as in `quantize`. held: rows kept back, x or (x, x_hat) or a Gram; direct cast is returned where it is
+    better on them. trace: whether to return what happened block by block. form: a key of FORMS.
     Raises InputError for shapes that do not fit, NaN and infinities, no rows and unknown names.
     Spec: ED-1 to ED-11.
     """
@@ -83,14 +87,15 @@ def diffuse(w, x, x_hat=None, dtype="mxfp4", method="ed", axis=-1, scale="search
     lines = grid.lines(w, np.float64)
     streams = None if isinstance(x, Gram) else as_streams(x, x_hat, grid.columns)
     gram = _gram(x, x_hat, grid.columns, "x")
-    held = None if held is None else _gram(*(held if isinstance(held, tuple) else (held, None)), grid.columns, "held")
+    if held is not None:
+        held = _gram(*(held if isinstance(held, tuple) else (held, None)), grid.columns, "held")
     scale = scale if grid.movable and method.plan and (scale != "search" or grid.plain) else "weights"
     if form == "residual":
         if method.name != "ed" or streams is None:
-            raise InputError("the residual form is the definition of method 'ed' and needs x itself, not a Gram; "
+            raise InputError("the residual form is the definition of method 'ed' and needs x itself; "
                              f"got method {method.name!r}")
-        whole = [np.ascontiguousarray(part, np.float64) for part in (streams[0], streams[-1 if x_hat is not None else 0])]
-        coded = code_by_residual(lines, *whole, grid, scale)[0]
+        both = streams[0], streams[0] if x_hat is None else streams[1]
+        coded = code_by_residual(lines, *(np.ascontiguousarray(s, np.float64) for s in both), grid, scale)[0]
     else:
         coded = code_columns(method.plan(gram, lines), grid, scale) if method.plan else _direct(grid)
     return _result(grid, method.name, scale, coded, gram, held, lines, trace)
@@ -100,7 +105,7 @@ def diffuse_gram(w, gram: Gram, dtype="mxfp4", method="ed", axis=-1, scale="sear
                  tensor_scale=None, held=None, trace=False) -> Diffused:
     """As `diffuse`, from Gram matrices summed over batches. Spec: ED-7."""
     if not isinstance(gram, Gram):
-        raise InputError(f"gram must be a Gram, got {type(gram).__name__}; diffuse takes the inputs themselves")
+        raise InputError(f"gram must be a Gram, got {type(gram).__name__}; diffuse takes inputs as they are")
     return diffuse(w, gram, None, dtype, method, axis, scale, recipe, tensor_scale, held, trace)
 
 
@@ -138,7 +143,8 @@ def _weights(w, axis):
     """(w, axis from 0) of a (outputs, inputs) array."""
     w = np.asarray(w)
     if w.ndim != 2 or 0 in w.shape:
-        raise InputError(f"w must be an array of shape (outputs, inputs), none of them 0, got the shape {w.shape}")
+        raise InputError("w must be an array of shape (outputs, inputs), none of them 0, "
+                         f"got the shape {w.shape}")
     axis = one_axis(w.shape, axis)
     as_stream(w if w.dtype.kind != "V" else w.astype(np.float64), "w")
     return w, axis

@@ -122,13 +122,15 @@ def as_stream(x, name: str):
     """A (rows, columns) array of finite floats. Raises InputError for anything else."""
     x = np.asarray(x)
     if x.ndim != 2 or x.dtype.kind not in "fiu" and x.dtype.name != "bfloat16":
-        raise InputError(f"{name} must be an array of floats of shape (rows, columns), got {x.dtype} of shape {x.shape}")
+        raise InputError(f"{name} must be an array of floats of shape (rows, columns), "
+                         f"got {x.dtype} of shape {x.shape}")
     x = x if x.dtype in (np.float32, np.float64) else x.astype(np.float64)
     with np.errstate(all="ignore"):
         sound = np.isfinite(x.sum(dtype=np.float64)) or np.isfinite(x).all()
     if not sound:
         row, column = np.argwhere(~np.isfinite(x))[0]
-        raise InputError(f"{name} holds {x[row, column]} at row {row}, column {column}; only finite values are allowed")
+        raise InputError(f"{name} holds {x[row, column]} at row {row}, column {column}; "
+                         "only finite values are allowed")
     return x
 
 

@@ -25,7 +25,7 @@ from refq.formats.policies import rounding_rule
 
 PLAIN_ROUNDINGS = ("rne", "rna", "rnz", "rtz")  # what needs no guard where a quotient underflows to zero
 
-# Candidates of the scale search beside the rule's own scale (ED-5): exponents, and sixteenths of a float scale.
+# Candidates of the scale search beside the rule's own scale (ED-5): codes, or sixteenths of a float scale
 EXPONENT_STEPS = (1, -1)
 SIXTEENTHS = (18, 15, 14, 13, 12, 11)
 
@@ -34,7 +34,7 @@ SIXTEENTHS = (18, 15, 14, 13, 12, 11)
 class Choice:
     """The scales of a block of columns: its tiles from the top row down.
 
-    codes: (tiles,). offsets: (tiles, parts) of each level. zeros: (tiles,) or None. tables: (tiles, units) or None.
+    codes, zeros: (tiles,) or None. offsets: (tiles, parts) of each level. tables: (tiles, units) or None.
     steps: (units along the block, rows) what one code step means: scale x tensor scale x subtile.
     divisor: likewise, what values are divided by. dead: (rows,) or None: where all elements are zero.
     zero: (rows,) the zero point as a number, or None. taken: (units along, rows) tables, or None.
@@ -65,7 +65,8 @@ class Grid:
         self.block, self.how, self.axis = block, how, axis
         self.direct = quantize(w, block, axis, recipe=how, tensor_scale=tensor_scale)
         lines = w if axis == 1 else w.T
-        self.source = lines.astype(np.float32 if codec.source_row(lines.dtype).precision <= 24 else np.float64)
+        single = codec.source_row(lines.dtype).precision <= 24
+        self.source = lines.astype(np.float32 if single else np.float64)
         self.rows, self.columns = lines.shape
         mask = self.direct.mask
         self.mask = None if mask is None else self.lines(mask)
@@ -82,10 +83,11 @@ class Grid:
 
     @cached_property
     def plain(self) -> bool:
-        """Whether scales and quotients are exact, so that scales may be chosen and lines are cast directly."""
+        """Whether scales and quotients are exact: scales may be chosen, and lines are cast directly."""
         how = self.how
         ways = how.source, how.scales, how.bottom, how.quotient, how.finish, how.tensor
-        return (ways == ("exact", "exact", "scale", "exact", "kept", "multiplier") and how.rounding in PLAIN_ROUNDINGS and (self.block.zero is None or how.rounding == "rne"))
+        plain = ways == ("exact", "exact", "scale", "exact", "kept", "multiplier")
+        return plain and how.rounding in (PLAIN_ROUNDINGS if self.block.zero is None else ("rne",))
 
     @property
     def code_dtype(self):
@@ -127,7 +129,7 @@ class Grid:
         values = codec.decode(codes, row, np.float64)
         found = []
         for count in SIXTEENTHS:
-            moved = codec.encode(values * (count / 16), row, "rne", OVERFLOW)       # exact before it is rounded
+            moved = codec.encode(values * (count / 16), row, "rne", OVERFLOW)     # rounded once
             moved = np.where((moved == 0) & (codes != 0), codes, moved).astype(codes.dtype)
             if not any((moved == other).all() for other in (codes, *found)):
                 found.append(moved)
@@ -193,11 +195,12 @@ class Grid:
     def caster(self, choices, first: int):
         """A function (column of the block, values, codes, room) that casts a line of values.
 
-        choices: the candidates; a line is (candidates, rows). first: the block's first column. Writes codes, and
-        what they mean into room; may change the values. Lines are C-contiguous float64.
+        choices: the candidates; a line is (candidates, rows). first: the block's first column. Writes codes,
+        and what they mean into room; may change the values. Lines are C-contiguous float64.
         """
         shape = len(choices), self.rows
-        steps, divisor = (np.stack([getattr(c, name) for c in choices], axis=1) for name in ("steps", "divisor"))
+        steps = np.stack([c.steps for c in choices], axis=1)
+        divisor = np.stack([c.divisor for c in choices], axis=1)
         dead = [np.zeros(self.rows, bool) if c.dead is None else c.dead for c in choices]
         dead = np.stack(dead) if any(c.dead is not None for c in choices) else None
         zero = None if choices[0].zero is None else np.stack([c.zero for c in choices])
@@ -207,7 +210,8 @@ class Grid:
             cast = self._asymmetric(zero, shape)
         else:
             cast = self._symmetric(choices, shape)
-        unit = self.frame(self.width).unit[1] if self.block.scale and self.block.tile != "tensor" else self.columns
+        lines = self.block.scale and self.block.tile != "tensor"
+        unit = self.frame(self.width).unit[1] if lines else self.columns
         exponent = RULES[self.block.rule].kind == "exponent"
         inverse = 1 / divisor if exponent and self.plain else None
 
@@ -270,12 +274,13 @@ class Grid:
     def _by_recipe(self, choices, zero):
         """Casts as a recipe prescribes that divides or finishes in a way of its own."""
         if len(self.block.tables) > 1:
-            raise InputError(f"recipe {self.how.name!r} cannot diffuse {self.block.name}, which has codebooks")
+            raise InputError(f"recipe {self.how.name!r} cannot diffuse {self.block.name}: it has codebooks")
         (choice,) = choices             # nobody searches beside a stack's own scales
         decode = codec.decoder(self.block.element_row, np.dtype(np.float64))
         tiles = None
         if choice.zeros is not None:
-            tiles = self._spreader(self.frame(self.width))(choice.zeros[:, None], self.frame(self.width).size)[0]
+            frame = self.frame(self.width)
+            tiles = self._spreader(frame)(choice.zeros[:, None], frame.size)[0]
 
         def cast(u, values, divisor, codes, room):
             lines = np.ascontiguousarray(values.T, dtype=self.source.dtype)
@@ -307,7 +312,8 @@ class Grid:
         levels = [sides(size) for size, bits in self.block.subtiles if bits]
         return replace(
             made, scales=joined("codes", lambda f: f.size),
-            offsets=tuple(joined("offsets", lambda f, size=size: size, place) for place, size in enumerate(levels)),
+            offsets=tuple(joined("offsets", lambda f, size=size: size, place)
+                          for place, size in enumerate(levels)),
             zeros=None if made.zeros is None else joined("zeros", lambda f: f.size),
             tables=None if made.tables is None else joined("tables", lambda f: f.unit))
 
@@ -336,7 +342,7 @@ class Grid:
         def of_tiles(name):
             parts = [getattr(c, name) for c in candidates]
             return None if parts[0] is None else pick([part.T for part in parts], best).T
-        return replace(candidates[0], codes=of_tiles("codes"), zeros=of_tiles("zeros"), tables=of_tiles("tables"))
+        return replace(candidates[0], **{name: of_tiles(name) for name in ("codes", "zeros", "tables")})
 
 
 @lru_cache(maxsize=64)

@@ -4,9 +4,9 @@ All of them code columns in order, and column k from what the columns before it 
 
     v_k = w_k + (p_k + sum over j < k of B_kj (w_j - q_j)) / d_k        q_k = Q(v_k)
 
-A method is the choice of w (the weights themselves, or a refit of them), of the matrix B with its diagonal d, and
-of p. Error diffusion takes B from H itself; OPTQ from its triangular factor, which is what pushing every error
-into all later columns by the inverse of H comes to (ED-8). Spec: ED-6, ED-8, ED-9.
+A method is the choice of w (the weights themselves, or a refit of them), of the matrix B with its diagonal d,
+and of p. Error diffusion takes B from H itself; OPTQ from its triangular factor, which is what pushing every
+error into all later columns by the inverse of H comes to (ED-8). Spec: ED-6, ED-8, ED-9.
 """
 
 from collections.abc import Callable
@@ -22,9 +22,10 @@ from refq.errors import InputError
 class Plan:
     """What the loop needs of a method; (columns, rows) arrays lie column by column.
 
-    weights: (columns, rows), w above. below: B, of which the part below the diagonal is used. diagonal: d, 0 for
-    dead columns. drift: None, or the matrix of which p_k = sum over j <= k of drift_kj w_j. gaps: whether a
-    block's loss is sum of (d_k (v_k - q_k))^2, d being a triangular factor's, and not the output error itself.
+    weights: (columns, rows), w above. below: B, of which the part below the diagonal is used. diagonal: d, 0
+    for dead columns. drift: None, or the matrix of which p_k = sum over j <= k of drift_kj w_j. gaps: whether
+    a block's loss is sum of (d_k (v_k - q_k))^2, d being a triangular factor's, and not the output error
+    itself.
     """
 
     weights: np.ndarray
@@ -68,7 +69,7 @@ OPTQ_DAMPING = 0.01         # of the mean of H's diagonal: GPTQ's percdamp
 QRONOS_DAMPING = 1e-6       # of H's largest eigenvalue: Brevitas' alpha
 
 METHODS: dict[str, Method] = {method.name: method for method in [
-    Method("rtn", "direct cast: every weight to the nearest value of the data type, activations not looked at", "ED-6"),
+    Method("rtn", "direct cast: every weight to the nearest value, inputs not looked at", "ED-6"),
     Method("ed", "error diffusion: each column takes over what the columns before it lost of the output",
            "ED-1", "Khodamoradi, Denolf, Dellinger: Error Diffusion", _diffusion),
     Method("gptq", "each column's error is pushed into all later columns through the inverse of H",

@@ -32,7 +32,8 @@ def code_by_residual(w, x, x_hat, grid: Grid, scale: str) -> tuple[Coded, list[f
         index = grid.of_rows(best) if len(candidates) > 1 else np.zeros(grid.rows, np.intp)
         for candidate, (after, some, meant) in enumerate(tried):
             rows = index == candidate
-            residual[:, rows], codes[part, rows], values[part, rows] = after[:, rows], some[:, rows], meant[:, rows]
+            for own, part_of in ((residual, after), (codes[part], some), (values[part], meant)):
+                own[:, rows] = part_of[:, rows]
         choices.append(grid.merged(candidates, best) if len(candidates) > 1 else candidates[0])
         taken.append(best)
         errors.append(float((residual * residual).sum()))

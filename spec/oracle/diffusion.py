@@ -1,9 +1,9 @@
 """Error diffusion of one layer's weights, in exact rationals.
 
-Written from spec/diffusion.md (ED-1 to ED-5) over blocks.py. Weights and inputs are lists of rows of numbers that
-Fraction takes; the residual is kept whole, and nothing is rounded but the codes. A data type arrives as in
-blocks.py; of a collection of codebooks `tables` are the formats, and the format of its name is any one whose
-largest value lies in the binade of the collection's emax.
+Written from spec/diffusion.md (ED-1 to ED-5) over blocks.py. Weights and inputs are lists of rows of numbers
+that Fraction takes; the residual is kept whole, and nothing is rounded but the codes. A data type arrives as
+in blocks.py; of a collection of codebooks `tables` are the formats, and the format of its name is any one
+whose largest value lies in the binade of the collection's emax.
 """
 
 from bisect import bisect_left
@@ -22,9 +22,9 @@ SIXTEENTHS = (18, 15, 14, 13, 12, 11)
 
 class Diffused(NamedTuple):
     """Codes (rows of them), one entry a block of scale codes, offsets, zero-point codes and tables (each as
-    blocks.py gives them for the block, None where absent), the tensor's scale code, the mask, the final residual's
-    square, and the margin: how near any quotient came to where it would round elsewhere, and any search to another
-    end."""
+    blocks.py gives them for the block, None where absent), the tensor's scale code, the mask, the final
+    residual's square, and the margin: how near any quotient came to where it would round elsewhere, and any
+    search to another end."""
 
     codes: list
     scales: list
@@ -38,8 +38,8 @@ class Diffused(NamedTuple):
 
 
 class Choice(NamedTuple):
-    """The scales of one block: codes by tile, offsets by level, zero-point codes by tile, tables by unit; then for
-    every element of the block, row by row, its step, zero-point code and element format."""
+    """The scales of one block: codes by tile, offsets by level, zero-point codes by tile, tables by unit;
+    then for every element of the block, row by row, its step, zero-point code and element format."""
 
     scales: list
     offsets: tuple
@@ -88,7 +88,7 @@ def square(rows):
 # --- the definition (ED-1) ------------------------------------------------------------------------
 
 def diffuse(w, x, x_hat, block, formats, scale="weights", tables=None):
-    """ED-1 to ED-5: one layer. w: (outputs x inputs), x and x_hat: (M x inputs). scale: weights, target, search."""
+    """One layer. w: (outputs x inputs), x and x_hat: (M x inputs). scale: a word of ED-3."""
     w, x, x_hat = ([[Fraction(value) for value in row] for row in rows] for rows in (w, x, x_hat))
     layer = prepared(w, x, x_hat, block, formats, tables)
     residual = [[Fraction(0)] * len(w) for _ in x]
@@ -113,8 +113,8 @@ def diffuse(w, x, x_hat, block, formats, scale="weights", tables=None):
                 line[row] = after[row]
         margin += [tried[own].margins[row] for row, own in enumerate(pick)]
         found.append(choice)
-    return Diffused(codes, *([getattr(c, name) for c in found] for name in ("scales", "offsets", "zeros", "tables")),
-                    layer.outer, layer.mask, square(residual), min(margin))
+    return Diffused(codes, [c.scales for c in found], [c.offsets for c in found], [c.zeros for c in found],
+                    [c.tables for c in found], layer.outer, layer.mask, square(residual), min(margin))
 
 
 def prepared(w, x, x_hat, block, formats, tables):
@@ -151,7 +151,7 @@ def edges(block, columns):
 
 
 class Tried(NamedTuple):
-    """A block coded with one choice of scales: codes and values by row, U after it, the least margin by row."""
+    """A block coded with one choice of scales: codes and values by row, U after it, least margins by row."""
 
     codes: list
     values: list
@@ -163,7 +163,7 @@ def code_block(layer, residual, start, stop, choice):
     """ED-1: the columns of a block in order."""
     residual = [list(row) for row in residual]
     rows, width = len(layer.w), stop - start
-    codes, values, margins = [[] for _ in range(rows)], [[] for _ in range(rows)], [None] * rows
+    codes, values, margins = [[] for _ in range(rows)], [[] for _ in range(rows)], [FAR] * rows
     for k in range(start, stop):
         own, weights = column(layer.x_hat, k), column(layer.w, k)
         add(residual, column(layer.x, k), weights)
@@ -174,10 +174,10 @@ def code_block(layer, residual, start, stop, choice):
             code, value, margin = cast(layer, choice, i, v if layer.mask[row][k] else Fraction(0))
             codes[row].append(code)
             values[row].append(value)
-            exempt = not norm or not layer.mask[row][k]
-            margins[row] = margins[row] if exempt else margin if margins[row] is None else min(margins[row], margin)
+            if norm and layer.mask[row][k]:
+                margins[row] = min(margins[row], margin)
         add(residual, own, [line[-1] for line in values], -1)
-    return Tried(codes, values, residual, [FAR if m is None else m for m in margins])
+    return Tried(codes, values, residual, margins)
 
 
 def target(layer, residual, start, stop):
