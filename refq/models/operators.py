@@ -184,6 +184,29 @@ class LogSoftmax(OpRun):
         return (y.astype(x.dtype, copy=False),)
 
 
+class LRN(OpRun):
+    """LRN across the channels of any number of dimensions."""
+
+    def _run(self, x, alpha=None, beta=None, bias=None, size=None):
+        (y,) = wide(x)
+        channels = y.shape[1]
+        sums = np.zeros((len(y), channels + size - 1, *y.shape[2:]), y.dtype)
+        middle = (size - 1) // 2
+        sums[:, size - 1 - middle : size - 1 - middle + channels] = y * y
+        sums = sum(sums[:, offset : offset + channels] for offset in range(size))
+        scale = y.dtype.type(bias) + y.dtype.type(alpha / size) * sums
+        return ((y / scale ** y.dtype.type(beta)).astype(x.dtype, copy=False),)
+
+
+class LpNormalization(OpRun):
+    """LpNormalization by the norm along one axis, 0 where that is 0."""
+
+    def _run(self, x, axis=None, p=None):
+        (y,) = wide(x)
+        norm = np.linalg.norm(y, ord=p, axis=axis, keepdims=True)
+        return (np.divide(y, norm, out=np.zeros_like(y), where=norm != 0).astype(x.dtype, copy=False),)
+
+
 OPS = (DequantizeLinear, Conv, ConvTranspose, MaxPool, AveragePool, LpPool, GlobalMaxPool, GlobalAveragePool,
        GlobalLpPool, MatMul, Gemm, BatchNormalization, Relu, Erf, Gelu, Softmax, LogSoftmax, LSTM, GRU, RNN,
-       Loop, Scan)
+       LRN, LpNormalization, Loop, Scan)
