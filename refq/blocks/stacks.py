@@ -55,7 +55,7 @@ def log2(x):
 
 @cache
 def _least_words():
-    """Of every exponent from -127: the word of the least float32 whose logarithm is rounded to the next one."""
+    """Of every exponent from -127: the word of the least float32 whose logarithm rounds to the next one."""
     powers = np.arange(1, 256, dtype=np.int64)[:, None] << 23
     words = (powers - np.arange(64, 0, -1)).astype(np.uint32)
     reached = np.floor(log2(words.view(F32))) == np.arange(-126, 129)[:, None]
@@ -64,7 +64,7 @@ def _least_words():
 
 
 def _floor_log2(x):
-    """floor(log2(x)) of float32 that are not negative, int32, without a logarithm each; at most -127 of subnormals."""
+    """floor(log2(x)) of float32 from zero up, int32, without a logarithm each; of subnormals -127."""
     words = x.view(np.uint32)
     field = words >> np.uint32(23)
     return field.astype(np.int32) - np.int32(127) + (words >= _least_words().take(field))
@@ -277,8 +277,8 @@ SCALES: dict[str, Callable] = {
     "ggml": _ggml,
 }
 
-BY_RULE = frozenset({"exact", "wrapped"})                       # these look at the recipe's scale rule
-BY_CHOICE = frozenset({"exact", "logarithm-up", "reciprocal-up", "logarithm-down", "carry"})    # at odd tiles' words
+BY_RULE = frozenset({"exact", "wrapped"})       # these look at the recipe's scale rule, those at its odd tiles
+BY_CHOICE = frozenset({"exact", "logarithm-up", "reciprocal-up", "logarithm-down", "carry"})
 
 
 # ------------------------------------------------------------------------------------------------------------
