@@ -25,7 +25,8 @@ TYPES = ["mxfp4", "mxfp8", "b4int3", "int4", "int8", "nvfp4", "nvfp4_16x16", "ui
          "cb42f1346", "bitnet", "e2m1"]
 RECIPES = [("te_nvfp4", "nvfp4"), ("torchao_nvfp4", "nvfp4"), ("modelopt_mxfp4", "mxfp4"),
            ("microxcaling", "mxfp4"), ("tensorcast_triton_floor", "mxfp4"), ("ggml_mxfp4", "mxfp4"),
-           ("triton_up", "mxfp4"), ("onnx_quantizelinear", "uint4"), ("ocp,rounding=rup", "mxfp4"), ("ocp,tiny_tile=flush", "mxfp4")]
+           ("triton_up", "mxfp4"), ("onnx_quantizelinear", "uint4"), ("ocp,rounding=rup", "mxfp4"),
+           ("ocp,tiny_tile=flush", "mxfp4")]
 PARTS = ("codes", "scales", "zeros", "tables", "mask", "tensor_scale")
 
 

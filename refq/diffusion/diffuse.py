@@ -50,23 +50,23 @@ class Diffused:
     quantized: as `quantize` makes it. method: what its codes come from; "rtn" where that was better on
     held-back rows than the method asked for. asked: that one. scale: where blocks' scales came from, a key of
     SCALES; "weights" where there was nothing to choose. error, rtn_error: ||X W^T - X^ Q^T||^2 on the rows
-    given, of `quantized` and of direct cast. held_error, held_rtn_error: of the method asked for and of
-    direct cast on the rows held back, or None. trace: a Step a block, or None.
+    given, of `quantized` and of direct cast, or None. held_error, held_rtn_error: of the method asked for and
+    of direct cast on the rows held back, or None. trace: a Step a block, or None.
     """
 
     quantized: Quantized
     method: str
     asked: str
     scale: str
-    error: float
-    rtn_error: float
+    error: float | None
+    rtn_error: float | None
     held_error: float | None = None
     held_rtn_error: float | None = None
     trace: tuple[Step, ...] | None = None
 
 
 def diffuse(w, x, x_hat=None, dtype="mxfp4", method="ed", axis=-1, scale="search", recipe=None,
-            tensor_scale=None, held=None, trace=False, form="gram") -> Diffused:
+            tensor_scale=None, held=None, trace=False, errors=True, form="gram") -> Diffused:
     """Quantise the weights of a layer O = X W^T by the inputs that it meets.
 
     w: (outputs, inputs) float array, or (inputs, outputs) with axis=0: `axis` is the one inputs lie along.
@@ -74,7 +74,8 @@ def diffuse(w, x, x_hat=None, dtype="mxfp4", method="ed", axis=-1, scale="search
     x_hat: the same rows in the partly quantised model; None: they are x.
     dtype: a data type's name or row. method: a key of METHODS. scale: a key of SCALES. recipe, tensor_scale:
     as in `quantize`. held: rows kept back, x or (x, x_hat) or a Gram; direct cast is returned where it is
-    better on them. trace: whether to return what happened block by block. form: a key of FORMS.
+    better on them. trace: whether to return what happened block by block. errors: whether to work out the
+    errors on x, which costs as much as the codes. form: a key of FORMS.
     Raises InputError for shapes that do not fit, NaN and infinities, no rows and unknown names.
     Spec: ED-1 to ED-11.
     """
@@ -98,15 +99,15 @@ def diffuse(w, x, x_hat=None, dtype="mxfp4", method="ed", axis=-1, scale="search
         coded = code_by_residual(lines, *(np.ascontiguousarray(s, np.float64) for s in both), grid, scale)[0]
     else:
         coded = code_columns(method.plan(gram, lines), grid, scale) if method.plan else _direct(grid)
-    return _result(grid, method.name, scale, coded, gram, held, lines, trace)
+    return _result(grid, method.name, scale, coded, gram, held, lines, trace, errors)
 
 
 def diffuse_gram(w, gram: Gram, dtype="mxfp4", method="ed", axis=-1, scale="search", recipe=None,
-                 tensor_scale=None, held=None, trace=False) -> Diffused:
+                 tensor_scale=None, held=None, trace=False, errors=True) -> Diffused:
     """As `diffuse`, from Gram matrices summed over batches. Spec: ED-7."""
     if not isinstance(gram, Gram):
         raise InputError(f"gram must be a Gram, got {type(gram).__name__}; diffuse takes inputs as they are")
-    return diffuse(w, gram, None, dtype, method, axis, scale, recipe, tensor_scale, held, trace)
+    return diffuse(w, gram, None, dtype, method, axis, scale, recipe, tensor_scale, held, trace, errors)
 
 
 def _direct(grid: Grid) -> Coded:
@@ -114,18 +115,20 @@ def _direct(grid: Grid) -> Coded:
     return Coded(grid.lines(grid.direct.codes), grid.lines(grid.direct.dequantize(np.float64)), [], [])
 
 
-def _result(grid: Grid, asked: str, scale: str, coded: Coded, gram: Gram, held, lines, trace) -> Diffused:
-    direct = _direct(grid)
+def _result(grid: Grid, asked: str, scale: str, coded: Coded, gram: Gram, held, lines, trace,
+            wanted) -> Diffused:
+    direct = _direct(grid) if held is not None or wanted else None
     quantized = grid.quantized(coded.codes, coded.choices) if coded.choices else grid.direct
     used, held_errors = asked, (None, None)
     if held is not None:
         held_errors = held.errors(lines, coded.values, direct.values)
         if held_errors[1] < held_errors[0]:
             used, quantized, coded = "rtn", grid.direct, replace(direct)
-    if coded.error is None:
+    error, rtn_error = coded.error, None
+    if wanted and error is None:
         error, rtn_error = gram.errors(lines, coded.values, direct.values)
-    else:
-        error, rtn_error = coded.error, gram.errors(lines, direct.values)[0]
+    elif wanted:
+        rtn_error = gram.errors(lines, direct.values)[0]
     steps = _trace(grid, coded, gram, lines) if trace else None
     return Diffused(quantized, used, asked, scale, error, rtn_error, *held_errors, steps)
 

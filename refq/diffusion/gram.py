@@ -66,10 +66,13 @@ class Gram:
 
     def errors(self, w, *several):
         """The output errors of several q beside one w, all (columns, rows) float64, C-contiguous."""
+        lost = (w - q for q in several)
         if self.same:
-            return [max(quadratic(self.h, w - q), 0.0) for q in several]
-        wanted, fixed = self.g @ w, quadratic(self.f, w)
-        return [max(fixed - 2 * inner(wanted, q) + quadratic(self.h, q), 0.0) for q in several]
+            return [max(quadratic(self.h, z), 0.0) for z in lost]
+        # X w - X^ q = (X - X^) w + X^ (w - q): parts that are small by themselves
+        drift = self.g - self.h
+        met, fixed = drift @ w, quadratic(self.f - self.g - drift.T, w)
+        return [max(fixed + 2 * inner(met, z) + quadratic(self.h, z), 0.0) for z in lost]
 
 
 def quadratic(matrix, z) -> float:

@@ -123,11 +123,10 @@ class Grid:
         row = self.block.scale_row
         if RULES[self.block.rule].kind == "exponent":
             lowest, highest, code_of = exponents(row.name)
-            exponent = np.frexp(codec.decode(codes, row, np.float64))[1] - 1
+            exponent = np.frexp(self._scale_values(codes))[1] - 1
             return [code_of[np.clip(exponent + step, lowest, highest) - lowest].astype(codes.dtype)
                     for step in EXPONENT_STEPS]
-        values = codec.decode(codes, row, np.float64)
-        found = []
+        values, found = self._scale_values(codes), []
         for count in SIXTEENTHS:
             moved = codec.encode(values * (count / 16), row, "rne", OVERFLOW)     # rounded once
             moved = np.where((moved == 0) & (codes != 0), codes, moved).astype(codes.dtype)
@@ -137,8 +136,7 @@ class Grid:
 
     def _scales(self, frame, flat, codes, offsets) -> Scales:
         """Scales of given codes: with the offsets given, and zero points that go with them."""
-        values = codec.decode(codes, self.block.scale_row, np.float64)
-        values = values * (1.0 if self.direct.tensor_scale is None else float(self.direct.tensor_scale))
+        values = self._scale_values(codes) * (1.0 if self.direct.tensor_scale is None else float(self.direct.tensor_scale))
         zeros = None
         if self.block.zero:
             row, reach = self.block.zero_row, np.maximum(-flat.min(axis=1), 0).astype(np.float64)
@@ -157,7 +155,7 @@ class Grid:
 
     def _choice(self, frame, flat, scales: Scales) -> Choice:
         block, tensor_scale = self.block, self.direct.tensor_scale
-        values = codec.decode(scales.codes, block.scale_row, np.float64)
+        values = self._scale_values(scales.codes)
         if tensor_scale is not None:
             outer = float(tensor_scale)
             values = values / outer if self.how.tensor == "divisor" else values * outer
@@ -209,7 +207,7 @@ class Grid:
         elif zero is not None:
             cast = self._asymmetric(zero, shape)
         else:
-            cast = self._symmetric(choices, shape)
+            cast = self._symmetric(choices)
         lines = self.block.scale and self.block.tile != "tensor"
         unit = self.frame(self.width).unit[1] if lines else self.columns
         exponent = RULES[self.block.rule].kind == "exponent"
@@ -232,11 +230,25 @@ class Grid:
                 codes[dead], room[dead] = zero_code(self.block.element_row), 0.0
         return run
 
-    def _symmetric(self, choices, shape):
+    @cached_property
+    def _rounds(self):
+        """For every table the functions from quotients to codes and from codes to elements."""
+        return [(codec.encoder(codec.source_row(np.float64), row, self.how.rounding, self.how.overflow),
+                 codec.decoder(row, np.dtype(np.float64))) for row in self.block.tables]
+
+    @cached_property
+    def _decode_scale(self):
+        return codec.decoder(self.block.scale_row, np.dtype(np.float64))
+
+    def _scale_values(self, codes):
+        """What scale codes mean, without the tensor scale."""
+        values = np.empty(codes.shape)
+        self._decode_scale(codes, values)
+        return values
+
+    def _symmetric(self, choices):
         """Quotients to codes and their values, by the table that each row takes."""
-        rounds = [(codec.encoder(codec.source_row(np.float64), row, self.how.rounding, self.how.overflow),
-                   codec.decoder(row, np.dtype(np.float64))) for row in self.block.tables]
-        members = {}
+        rounds, members = self._rounds, {}
 
         def one(u, quotients, divisor, codes, room):
             encode, decode = rounds[0]
