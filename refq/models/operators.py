@@ -192,7 +192,7 @@ class LRN(OpRun):
         channels = y.shape[1]
         sums = np.zeros((len(y), channels + size - 1, *y.shape[2:]), y.dtype)
         middle = (size - 1) // 2
-        sums[:, size - 1 - middle : size - 1 - middle + channels] = y * y
+        sums[:, middle : middle + channels] = y * y
         sums = sum(sums[:, offset : offset + channels] for offset in range(size))
         scale = y.dtype.type(bias) + y.dtype.type(alpha / size) * sums
         return ((y / scale ** y.dtype.type(beta)).astype(x.dtype, copy=False),)
