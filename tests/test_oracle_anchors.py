@@ -117,7 +117,8 @@ def test_oracle_decodes_as_numpy(name):
 # --- the pages of the specification ---------------------------------------------------------------
 
 PAGES = {page.name: page.read_text() for page in sorted(SPEC.glob("*.md"))}
-CLAUSE = re.compile(r"\b(?:VAL|ROUND|OVER|NAN|ZERO|CAST|BLOCK|VEC|CHECK)-[1-9]\d*\b")
+CLAUSE = re.compile(r"\b(?:VAL|ROUND|OVER|NAN|ZERO|CAST|LIST|BLOCK|RULE|REC|CB|SPARSE|TCAST|ROT|PACK|GGUF|ED|VEC|CHECK)"
+                    r"-[1-9]\d*\b")
 
 
 def rows_of(page, first):
