@@ -1,5 +1,6 @@
 """The numpy engine: what it prepares, what it refuses, what it keeps, and batches."""
 
+import sys
 import tracemalloc
 import warnings
 
@@ -11,7 +12,7 @@ from onnx import TensorProto, helper
 
 from refq.errors import InputError
 from refq.models import engine as engine_module
-from refq.models.engine import Engine, run_batches
+from refq.models.engine import ENGINES, Engine, OnnxRuntime, run_batches
 
 
 # -- preparing -----------------------------------------------------------------------------------------------
@@ -195,6 +196,42 @@ def test_results_are_dropped_after_their_last_use():
     assert peak < 4 * x.nbytes
 
 
+def test_results_in_a_body_are_dropped_after_their_last_use():
+    nodes = [helper.make_node("Relu", [f"t{i}"], [f"t{i + 1}"]) for i in range(30)]
+    bodies = {name: helper.make_graph(nodes, name, [], [free("t30", "n")])
+              for name in ("then_branch", "else_branch")}
+    model = build([helper.make_node("If", ["which"], ["y"], **bodies)],
+                  [free("t0", "n"), value("which", dtype=TensorProto.BOOL, dims=[])], ["y"])
+    engine, x = Engine(model), normal(1 << 18)
+    tracemalloc.start()
+    engine.run({"t0": x, "which": np.array(True)})
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 4 * x.nbytes
+
+
+def test_constants_of_a_body_are_computed_once(monkeypatch):
+    nodes = [helper.make_node("Identity", ["go"], ["on"]),
+             helper.make_node("DequantizeLinear", ["q", "s"], ["w"]),
+             helper.make_node("Mul", ["h", "w"], ["g"])]
+    body = helper.make_graph(
+        nodes, "body",
+        [value("i", dtype=TensorProto.INT64, dims=[]), value("go", dtype=TensorProto.BOOL, dims=[]),
+         free("h", 2)],
+        [value("on", dtype=TensorProto.BOOL, dims=[]), free("g", 2)],
+        [onnx.numpy_helper.from_array(np.int8([1, 2]), "q"),
+         onnx.numpy_helper.from_array(np.float32(2), "s")])
+    model = build([helper.make_node("Loop", ["n", "", "x"], ["y"], body=body)], [free("x", 2)], ["y"],
+                  {"n": np.int64(3)})
+    ran, run = [], engine_module._run_operator
+    monkeypatch.setattr(engine_module, "_run_operator",
+                        lambda operator, values: (ran.append(operator.op_type), run(operator, values))[1])
+    engine = Engine(model)
+    for _ in range(2):
+        assert engine.run({"x": np.float32([1, 1])})["y"].tolist() == [8, 64]
+    assert ran.count("DequantizeLinear") == 1 and ran.count("Mul") == 6
+
+
 def test_subgraphs_see_outer_tensors():
     """`inner` is used by the branches only, `late` only as a branch's output."""
     branch = {
@@ -233,6 +270,183 @@ def test_random_nodes_are_not_computed_once():
     node = helper.make_node("RandomNormal", [], ["y"], shape=[8])
     engine = Engine(build([node], [], ["y"]))
     assert engine.run({})["y"].tolist() != engine.run({})["y"].tolist()
+
+
+# -- node by node --------------------------------------------------------------------------------------------
+
+def branched():
+    """(model, feeds): a branch, a sum, a weight behind DequantizeLinear, an If that uses outer tensors, an
+    output in the middle, and a node that nobody needs."""
+    make = helper.make_node
+    branches = {name: helper.make_graph([make(op, ["r", "early"], [name])], name, [], [free(name, "n", 4)])
+                for name, op in (("then_branch", "Add"), ("else_branch", "Mul"))}
+    nodes = [make("DequantizeLinear", ["q", "s"], ["w"]), make("MatMul", ["x", "w"], ["m"], "product"),
+             make("Relu", ["m"], ["r"]), make("Neg", ["x"], ["early"]), make("Add", ["m", "r"], ["sum"]),
+             make("Exp", ["sum"], ["unused"]), make("If", ["which"], ["y"], **branches),
+             make("Sub", ["y", "sum"], ["z"])]
+    weights = {"q": np.arange(16, dtype=np.int8).reshape(4, 4), "s": np.float32(0.25)}
+    inputs = [free("x", "n", 4), value("which", dtype=TensorProto.BOOL, dims=[])]
+    model = build(nodes, inputs, ["z", "r"], weights)
+    return model, {"x": normal(3, 4), "which": np.array(True)}
+
+
+@pytest.mark.parametrize("engine_type", ENGINES.values(), ids=ENGINES)
+def test_steps_say_who_reads_what_for_the_last_time(engine_type):
+    engine = started(engine_type, branched()[0])
+    steps = [(step.node.output[0], set(step.reads), set(step.finished)) for step in engine.steps()]
+    assert steps == [
+        ("m", {"x"}, set()), ("r", {"m"}, set()), ("early", {"x"}, {"x"}), ("sum", {"m", "r"}, {"m"}),
+        ("y", {"which", "r", "early"}, {"which", "early"}), ("z", {"y", "sum"}, {"y", "sum"}),
+    ]
+    assert [step.node.output[0] for step in engine.steps(["m"])] == ["m"]
+    assert engine.constants.keys() == {"q", "s", "w"}
+    with pytest.raises(InputError, match="no tensor 'nothing'"):
+        engine.steps(["nothing"])
+
+
+@pytest.mark.parametrize("engine_type", ENGINES.values(), ids=ENGINES)
+def test_nodes_over_batches(engine_type):
+    """Node at a time over all batches is batch at a time over all nodes, and frees what it said."""
+    model, feeds = branched()
+    engine = started(engine_type, model)
+    several = [{**feeds, "x": normal(2, 4)}, feeds, {**feeds, "which": np.array(False)}]
+    batches = [engine.start(feeds) for feeds in several]
+    for step in engine.steps():
+        for values in batches:
+            assert set(step.reads) <= values.keys()
+            made = engine.run_node(step.node, {name: values[name] for name in step.reads})
+            assert list(made) == list(step.node.output)
+            values.update(made)
+            for name in step.finished:
+                del values[name]
+    for feeds, values in zip(several, batches):
+        assert values.keys() == {"z", "r"}
+        for name, array in engine.run(feeds).items():
+            np.testing.assert_allclose(values[name], array, 1e-6, 1e-6)
+
+
+@pytest.mark.parametrize("engine_type", ENGINES.values(), ids=ENGINES)
+def test_a_weight_replaced_for_one_run(engine_type):
+    model, feeds = branched()
+    engine = started(engine_type, model)
+    product = next(step.node for step in engine.steps() if step.node.name == "product")
+    for w in (np.eye(4, dtype=np.float32), normal(4, 4)):
+        got = engine.run_node(product, {"x": feeds["x"], "w": w})["m"]
+        np.testing.assert_allclose(got, feeds["x"] @ w, 1e-6, 1e-6)
+    got = engine.run_node(product, feeds)["m"]
+    np.testing.assert_allclose(got, feeds["x"] @ engine.constants["w"], 1e-5, 1e-5)
+
+
+@pytest.mark.parametrize("engine_type", ENGINES.values(), ids=ENGINES)
+def test_a_node_without_what_it_reads(engine_type):
+    engine = started(engine_type, branched()[0])
+    with pytest.raises(InputError, match=r"node 'product' \(MatMul\) reads 'x'"):
+        engine.run_node(engine.steps()[0].node, {})
+
+
+# -- onnxruntime ---------------------------------------------------------------------------------------------
+
+def started(engine_type, model):
+    if engine_type is OnnxRuntime:
+        pytest.importorskip("onnxruntime")
+    return engine_type(model)
+
+
+def cells():
+    """(model, feeds): Conv, pools, a bidirectional LSTM, a Loop with scan outputs, a local function."""
+    make = helper.make_node
+    body = helper.make_graph(
+        [make("Identity", ["go"], ["on"]), make("Mul", ["h", "half"], ["g"]), make("Exp", ["g"], ["e"])],
+        "body", [value("i", dtype=TensorProto.INT64, dims=[]), value("go", dtype=TensorProto.BOOL, dims=[]),
+         free("h", "n", 8)],
+        [value("on", dtype=TensorProto.BOOL, dims=[]), free("g", "n", 8), free("e", "n", 8)])
+    act = helper.make_function("own", "Act", ["a"], ["b"], [make("Gelu", ["a"], ["b"])],
+                               [helper.make_opsetid("", 20)])
+    nodes = [make("Conv", ["x", "k", "kb"], ["c"], pads=[1, 1, 1, 1], group=2),
+             make("Act", ["c"], ["a"], domain="own"),
+             make("MaxPool", ["a"], ["p"], kernel_shape=[2, 2], strides=[2, 2]),
+             make("GlobalAveragePool", ["p"], ["v"]), make("Flatten", ["v"], ["f"]),
+             make("Unsqueeze", ["f", "axis"], ["u"]),
+             make("LSTM", ["u", "w", "r", "b"], ["", "yh"], hidden_size=4, direction="bidirectional"),
+             make("Transpose", ["yh"], ["t"], perm=[1, 0, 2]), make("Reshape", ["t", "shape"], ["s"]),
+             make("Loop", ["three", "", "s"], ["last", "all"], body=body), make("Softmax", ["last"], ["y"])]
+    weights = {"k": normal(6, 2, 3, 3), "kb": normal(6), "axis": np.int64([0]), "w": normal(2, 16, 6),
+               "r": normal(2, 16, 4), "b": normal(2, 32), "shape": np.int64([-1, 8]), "three": np.int64(3),
+               "half": np.float32(0.5)}
+    model = build(nodes, [free("x", "n", 4, 8, 8)], ["y", "all"], weights, 20, 9, functions=[act])
+    model.opset_import.append(helper.make_opsetid("own", 1))
+    return model, {"x": normal(3, 4, 8, 8)}
+
+
+@pytest.mark.parametrize("made", (branched, cells), ids=lambda made: made.__name__)
+def test_onnxruntime_is_numpy_up_to_rounding(made):
+    model, feeds = made()
+    ours, theirs = Engine(model), started(OnnxRuntime, model)
+    names = [name for step in ours.steps() for name in step.node.output if name]
+    assert names == [name for step in theirs.steps() for name in step.node.output if name]
+    got, expected = ours.run(feeds, names), theirs.run(feeds, names)
+    by_node = theirs.start(feeds)
+    for step in theirs.steps():
+        by_node.update(theirs.run_node(step.node, by_node))
+    for name in names:
+        assert got[name].dtype == expected[name].dtype
+        np.testing.assert_allclose(got[name], expected[name], 1e-5, 1e-5, err_msg=name)
+        np.testing.assert_array_equal(by_node[name], expected[name], err_msg=name)
+    assert list(theirs.run(feeds)) == list(ours.run(feeds)) == list(ours.outputs)
+
+
+def test_onnxruntime_gives_any_tensor():
+    model, feeds = branched()
+    engine = started(OnnxRuntime, model)
+    got = engine.run(feeds, ["x", "q", "w", "z"])
+    assert list(got) == ["x", "q", "w", "z"] and got["x"] is feeds["x"]
+    np.testing.assert_array_equal(got["w"], np.arange(16).reshape(4, 4) / 4)
+    whole = run_batches(chain(3), {"t0": normal(5)}, 2, engine=OnnxRuntime)
+    assert whole["t3"].shape == (5,)
+    with pytest.raises(InputError, match="no tensor 'nothing'"):
+        engine.run(feeds, ["nothing"])
+    with pytest.raises(InputError, match="input 'x' is float64"):
+        engine.run({**feeds, "x": feeds["x"].astype(np.float64)})
+
+
+def test_onnxruntime_keeps_the_opset():
+    """What the converter cannot raise, onnxruntime computes as it is; Upsample-9 linear included."""
+    model, feeds = single("BatchNormalization", [normal(2, 3), *(np.abs(normal(4, 3)) + 0.1)], 9)
+    theirs = started(OnnxRuntime, model)
+    assert theirs.model.opset_import[0].version == 9
+    np.testing.assert_allclose(theirs.run(feeds)["y0"], Engine(model).run(feeds)["y0"], 1e-5, 1e-5)
+
+
+def test_onnxruntime_runs_nodes_on_small_types():
+    """E4M3 codes and their scales go in as initializers; numpy has no arrays that onnxruntime would take."""
+    codes = np.float32([[1, 2], [-3, 0.5]]).astype(helper.tensor_dtype_to_np_dtype(TensorProto.FLOAT8E4M3FN))
+    nodes = [helper.make_node("DequantizeLinear", ["q", "s"], ["w"]),
+             helper.make_node("MatMul", ["x", "w"], ["y"])]
+    model = build(nodes, [free("x", "n", 2)], ["y"], {"q": codes, "s": np.float32(2)})
+    engine, x = started(OnnxRuntime, model), normal(3, 2)
+    np.testing.assert_array_equal(engine.constants["w"], [[2, 4], [-6, 1]])
+    alone = engine.run_node(engine.steps()[0].node, {"x": x})
+    np.testing.assert_allclose(alone["y"], engine.run({"x": x})["y"])
+
+
+def test_onnxruntime_says_what_it_cannot_run():
+    pytest.importorskip("onnxruntime")
+    model, feeds = single("DequantizeLinear", [np.zeros(4, np.int8), np.ones((), np.float32)])
+    model.graph.node[0].op_type = "Nonsense"
+    with pytest.raises(InputError, match="the model cannot run in onnxruntime: .*Nonsense"):
+        OnnxRuntime(model).run(feeds)
+    model, feeds = single("Reshape", [normal(3), np.int64([2])])
+    with pytest.raises(InputError, match="the model failed in onnxruntime"):
+        OnnxRuntime(model).run(feeds)
+    engine = OnnxRuntime(model)
+    with pytest.raises(InputError, match=r"node 'only' \(Reshape\) failed in onnxruntime"):
+        engine.run_node(engine.steps()[0].node, feeds)
+
+
+def test_onnxruntime_not_installed(monkeypatch):
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    with pytest.raises(InputError, match="engine onnxruntime needs the package of that name, which is not"):
+        OnnxRuntime(chain(1))
 
 
 # -- batches -------------------------------------------------------------------------------------------------

@@ -1,15 +1,19 @@
-"""Writing files whole or not at all."""
+"""Writing files whole or not at all; what a ModelProto may be that is read like a file."""
 
 import os
 import stat
 import sys
 import threading
 
+import numpy as np
+import onnx
 import pytest
+from onnx_models import matmul_model
 
 from refq import files
 from refq.errors import InputError
 from refq.files import write_whole
+from refq.models import files as model_files
 
 posix = pytest.mark.skipif(sys.platform == "win32", reason="POSIX files")
 
@@ -123,3 +127,24 @@ def test_a_folder_without_rights(tmp_path):
     (tmp_path / "closed").mkdir(mode=0o500)
     with pytest.raises(InputError, match="cannot write .*: Permission denied"):
         write_whole(tmp_path / "closed" / "file", "x")
+
+
+# -- reading models ------------------------------------------------------------------------------------------
+
+def test_a_proto_with_its_data_elsewhere(tmp_path, monkeypatch):
+    """It does not say where, and the working directory is only where the process happens to be."""
+    onnx.save_model(matmul_model(np.ones((64, 8), np.float32)), tmp_path / "m.onnx",
+                    save_as_external_data=True, location="m.data", size_threshold=0)
+    proto = onnx.load(tmp_path / "m.onnx", load_external_data=False)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(InputError, match="the data of tensor 'w' is in another file.*give the model's path"):
+        model_files.load(proto)
+    assert model_files.load("m.onnx").path.name == "m.onnx"
+    assert model_files.load(onnx.load("m.onnx")).directory == ""
+
+
+def test_a_model_without_nodes_computes_nothing():
+    proto = matmul_model(np.ones((4, 4), np.float32))
+    del proto.graph.node[:]
+    with pytest.raises(InputError, match="the ModelProto has no nodes: it computes nothing"):
+        model_files.load(proto)

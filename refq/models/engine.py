@@ -193,15 +193,15 @@ class OnnxRuntime(Engine):
 ENGINES = {"numpy": Engine, "onnxruntime": OnnxRuntime}
 
 
-def run_batches(model, feeds, batch_size, progress=None, outputs=None):
-    """Run `model` (an Engine, a ModelProto or a path) over `feeds` in parts of `batch_size` along axis 0, and
-    put the outputs together along axis 0. Returns name -> array.
+def run_batches(model, feeds, batch_size, progress=None, outputs=None, engine=Engine):
+    """Run `model` (an Engine, or a ModelProto or a path for `engine`) over `feeds` in parts of `batch_size`
+    along axis 0, and put the outputs together along axis 0. Returns name -> array.
 
     `progress(done, total)`, if given, is called after every part with numbers of rows. Raises InputError as
     Engine.run does, when the feeds have no or different lengths, and when an output does not have one row, of
     one shape throughout, for every input row.
     """
-    engine = model if isinstance(model, Engine) else Engine(model)
+    engine = model if isinstance(model, Engine) else engine(model)
     lengths = {name: getattr(value, "shape", ())[:1] for name, value in feeds.items()}
     if len(set(lengths.values())) != 1 or () in lengths.values():
         raise InputError(f"feeds must be arrays of one length along axis 0; here are {lengths}")
