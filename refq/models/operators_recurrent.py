@@ -113,9 +113,12 @@ def unroll(step, gates, state, lengths=None, reverse=False):
         gates = np.take_along_axis(gates, order, axis=0)
     every = np.zeros((count, *state[0].shape), gates.dtype)
     for time in range(count):
-        active = inside[time, :, None]
         new = step(gates[time], state)
-        every[time] = np.where(active, new[0], gates.dtype.type(0))
+        if inside[time].all():
+            every[time], state = new[0], new
+            continue
+        active = inside[time, :, None]
+        np.copyto(every[time], new[0], where=active)
         state = tuple(np.where(active, after, before) for after, before in zip(new, state))
     if lengths is not None:
         state = tuple(np.where(lengths[:, None] > 0, array, array.dtype.type(0)) for array in state)
@@ -160,7 +163,8 @@ class _Recurrent(OpRun):
             own = made[d * len(default) : (d + 1) * len(default)]
             step, bias = cell(d, r[d], b[d], own)
             backwards = direction == "reverse" or d == 1
-            every, last = unroll(step, x @ w[d].T + bias, tuple(s[d] for s in states), lengths, backwards)
+            given = (x.reshape(-1, x.shape[2]) @ w[d].T + bias).reshape(*x.shape[:2], -1)
+            every, last = unroll(step, given, tuple(s[d] for s in states), lengths, backwards)
             results.append((every, *last))
         every, *last = zip(*results)
         outputs = [np.stack(every, axis=1), *(np.stack(state) for state in last)]

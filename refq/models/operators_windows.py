@@ -38,6 +38,18 @@ class Window:
                 for offset, (dilation, places, stride) in zip(offsets, axes)
             ))]
 
+    def combined(self, padded, combine):
+        """`combine`, np.add or np.maximum, over every window, one axis after the other."""
+        for axis, (taps, stride, dilation, places) in enumerate(
+                zip(self.kernel, self.strides, self.dilations, self.places), 2):
+            before, length = (slice(None),) * axis, (places - 1) * stride + 1
+            first, *others = (padded[(*before, slice(tap * dilation, tap * dilation + length, stride))]
+                              for tap in range(taps))
+            padded = combine(first, others[0]) if others else first
+            for other in others[1:]:
+                combine(padded, other, out=padded)
+        return padded
+
     def padded(self, x, fill):
         """`x` [N, C, spatial...] with `fill` around it, as far as the window reaches."""
         spatial = x.shape[2:]
@@ -109,6 +121,8 @@ def conv(x, w, b, group, win):
     product is gathered from as many taps of as many images as CHUNK allows: all of them when the images are
     small, one tap of one image when they are large.
     """
+    if group == x.shape[1] == len(w):
+        return depthwise_conv(x, w, b, win)
     images, channels, taps, area = len(x), x.shape[1], math.prod(win.kernel), math.prod(win.places)
     per_product = min(taps, max(1, CHUNK // max(1, channels * area)))
     step = max(1, CHUNK // max(1, channels * area * per_product))
@@ -134,6 +148,41 @@ def conv(x, w, b, group, win):
     return result.reshape(images, len(w), *win.places)
 
 
+def depthwise_conv(x, w, b, win):
+    """Convolution of each channel by a kernel of its own: x [N, C, ...], w [C, 1, kernel...] -> [N, C, ...].
+    A matrix product has nothing to share here."""
+    images, channels = x.shape[:2]
+    result = np.empty((images, channels, *win.places), x.dtype)
+    weights = w.reshape(channels, -1, *[1] * len(win.places))
+    for image, channel in _parts(images, channels, 2 * math.prod(win.places)):
+        out = result[image, channel]
+        for tap, seen in enumerate(win.taps(win.padded(x[image, channel], 0))):
+            if tap == 0:
+                np.multiply(seen, weights[channel, 0], out=out)
+            else:
+                out += seen * weights[channel, tap]
+        if b is not None:
+            out += b[channel].reshape(-1, *[1] * len(win.places))
+    return result
+
+
+def _parts(images, channels, area):
+    """Slices of images and of channels that have about CHUNK elements in all."""
+    step = max(1, CHUNK // max(1, channels * area))
+    some = channels if step > 1 else max(1, CHUNK // max(1, area))
+    for image in range(0, images, step):
+        for channel in range(0, channels, some):
+            yield slice(image, image + step), slice(channel, channel + some)
+
+
+def _pooled(x, win, fill, combine):
+    """`combine` over every window of `x`, with `fill` around it: [N, C, ...] -> [N, C, places...]."""
+    result = np.empty((*x.shape[:2], *win.places), x.dtype)
+    for part in _parts(*x.shape[:2], math.prod(x.shape[2:])):
+        result[part] = win.combined(win.padded(x[part], fill), combine)
+    return result
+
+
 def conv_transpose(x, w, b, group, win, spatial):
     """What conv does, backwards: every element of the input adds a kernel to the output.
 
@@ -157,11 +206,7 @@ def conv_transpose(x, w, b, group, win, spatial):
 
 def max_pool(x, win):
     """Largest element of every window, [N, C, ...] -> [N, C, places...]; a NaN in the window gives NaN."""
-    taps = win.taps(win.padded(x, _lowest(x.dtype)))
-    result = next(taps).copy()
-    for tap in taps:
-        np.maximum(result, tap, out=result)
-    return result
+    return _pooled(x, win, _lowest(x.dtype), np.maximum)
 
 
 def max_pool_with_indices(x, win, order):
@@ -187,26 +232,20 @@ def _lowest(dtype):
 def average_pool(x, win, count_include_pad):
     """Mean of every window over its elements inside the input, or with `count_include_pad` inside the
     declared padding too; what ceil mode reaches beyond that never counts."""
-    taps = win.taps(win.padded(x, 0))
-    result = next(taps).copy()
-    for tap in taps:
-        result += tap
+    result = _pooled(x, win, 0, np.add)
     counts = np.ones(())
     for axis, size in enumerate(x.shape[2:]):
         first = np.arange(win.places[axis]) * win.strides[axis] - win.before[axis]
         seen = first[:, None] + np.arange(win.kernel[axis]) * win.dilations[axis]
         begin, end = (-win.before[axis], size + win.after[axis]) if count_include_pad else (0, size)
         counts = np.multiply.outer(counts, ((seen >= begin) & (seen < end)).sum(axis=1))
-    return result / counts.astype(x.dtype)
+    result /= counts.astype(x.dtype)
+    return result
 
 
 def lp_pool(x, win, p):
     """The p-norm of every window, [N, C, ...] -> [N, C, places...]."""
-    taps = win.taps(win.padded(_powers(x, p), 0))
-    result = next(taps).copy()
-    for tap in taps:
-        result += tap
-    return _root(result, p)
+    return _root(_pooled(_powers(x, p), win, 0, np.add), p)
 
 
 def _powers(x, p):
