@@ -291,6 +291,24 @@ def test_the_search_beats_the_rule(name):
         assert errors["search"] < errors["weights"] < 0.8 * diffuse(w, x, x_hat, name, "rtn").error
 
 
+def test_the_candidates_and_their_order():
+    """Of equal losses the first candidate wins, so that their order is part of the definition (ED-5)."""
+    w = np.array([[6.0, 1.0], [3.0, -2.0], [0.0, 0.0]])
+    for name, want in (("e2m1_e8m0_t2", [[127, 126, 0], [128, 127, 1], [126, 125, 0]]),
+                       ("e2m1_e5m0scale_t2", None), ("int4_ue4m3_t2", None)):
+        grid = Grid(w, refq.data_type(name), recipe_of(refq.data_type(name)), 1)
+        found = grid.neighbours(grid.of_values(w), w)
+        if want:
+            assert [choice.codes.tolist() for choice in found] == want
+            continue
+        values = refq.decode(np.array([choice.codes for choice in found]), grid.block.scale_row, np.float64)
+        factors = [2, 0.5] if "e5m0" in name else [count / 16 for count in (18, 15, 14, 13, 12, 11)]
+        wanted = np.multiply.outer(factors, values[0])[:, :2]
+        near = refq.decode(refq.encode(wanted, grid.block.scale_row), grid.block.scale_row, np.float64)
+        distinct = list(dict.fromkeys(map(tuple, near.tolist())))       # a candidate is not tried twice
+        assert list(map(tuple, values[1:, :2].tolist())) == distinct and (values[1:, 2] == values[0, 2]).any()
+
+
 def test_least_needs_a_clear_gain():
     losses = np.array([[1.0, 1.0, 1.0], [1 - 1e-12, 0.9, 1.0], [1.0, 0.95, 0.5]])
     assert least(losses, np.abs(losses)).tolist() == [0, 1, 2]
@@ -338,6 +356,7 @@ BROKEN = np.where(np.arange(6) == 2, np.nan, X)
     ({"x": np.array([["a"] * 6])}, "x must be an array of floats"),
     ({"x_hat": BROKEN}, "x_hat holds nan at row 0, column 2"),
     ({"x_hat": np.ones((4, 6))}, r"x_hat has the shape \(4, 6\), but x has \(5, 6\)"),
+    ({"x": X * 1e200}, "the inputs are too large"),
     ({"x": Gram(6)}, "x has 0 rows"),
     ({"x": Gram.of(X), "x_hat": X}, "x is a Gram, which has both streams: x_hat must be None"),
     ({"x": Gram.of(X[:, :5])}, "x has 5 columns, but the layer has 6 inputs"),

@@ -49,15 +49,19 @@ class Gram:
             self.same, self.g, self.f = False, self.h.copy(), self.h.copy()
         for start in range(0, len(x), ROWS):
             part = np.ascontiguousarray(x[start: start + ROWS], dtype=np.float64)
-            own = part.T @ part
+            with np.errstate(over="ignore"):
+                own = part.T @ part
             if x_hat is None:
                 for matrix in (self.h,) if self.same else (self.h, self.g, self.f):
                     matrix += own
                 continue
             hat = np.ascontiguousarray(x_hat[start: start + ROWS], dtype=np.float64)
             self.f += own
-            self.h += hat.T @ hat
-            self.g += hat.T @ part
+            with np.errstate(over="ignore", invalid="ignore"):
+                self.h += hat.T @ hat
+                self.g += hat.T @ part
+        if not all(np.isfinite(np.trace(matrix)) for matrix in (self.h, self.f)):
+            raise InputError("the inputs are too large: their squares leave the range of float64")
         self.rows += len(x)
 
     def error(self, w, q) -> float:

@@ -136,7 +136,8 @@ class Grid:
 
     def _scales(self, frame, flat, codes, offsets) -> Scales:
         """Scales of given codes: with the offsets given, and zero points that go with them."""
-        values = self._scale_values(codes) * (1.0 if self.direct.tensor_scale is None else float(self.direct.tensor_scale))
+        tensor_scale = self.direct.tensor_scale
+        values = self._scale_values(codes) * (1.0 if tensor_scale is None else float(tensor_scale))
         zeros = None
         if self.block.zero:
             row, reach = self.block.zero_row, np.maximum(-flat.min(axis=1), 0).astype(np.float64)
