@@ -64,15 +64,16 @@ def test_the_standard_domain_by_its_other_name():
     assert model.graph.node[0].domain == "ai.onnx"
 
 
-def test_local_functions_of_another_opset():
+@pytest.mark.parametrize("op", ("Softmax", "Hardmax"))
+def test_local_functions_of_another_opset(op):
     """Softmax-11 flattens what Softmax-13 does not; onnxruntime takes the model's opset for both."""
-    body = [helper.make_node("Softmax", ["a"], ["b"])]
+    body = [helper.make_node(op, ["a"], ["b"])]
     function = helper.make_function("own", "Old", ["a"], ["b"], body, [helper.make_opsetid("", 11)])
     x = normal(2, 3, 4)
     model = build([helper.make_node("Old", ["x"], ["y"], domain="own")], [value("x", x)], ["y"],
                   functions=[function])
     model.opset_import.append(helper.make_opsetid("own", 1))
-    flat, feeds = single("Softmax", [x.reshape(2, 12)])
+    flat, feeds = single(op, [x.reshape(2, 12)])
     expected = Engine(flat).run(feeds)["y0"].reshape(x.shape)
     np.testing.assert_allclose(Engine(model).run({"x": x})["y"], expected, rtol=1e-6)
 

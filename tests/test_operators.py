@@ -269,6 +269,27 @@ def test_lp_normalization():
         agree(*single("LpNormalization", [x], p=p, axis=axis))
 
 
+@pytest.mark.parametrize("mode", ("constant", "edge", "reflect", "wrap"))
+def test_pad(mode):
+    """Widths below zero, of which onnx.reference knows nothing; onnxruntime cuts first, then pads."""
+    x, fill = normal(4, 5, 6), np.asarray(1.5, np.float32)
+    for before, after in itertools.product(itertools.product((-1, 0, 2), repeat=3), ((0, 1, -2), (1, -1, 0))):
+        arrays = x, np.int64([*before, *after]), *([fill] if mode == "constant" else [])
+        agree(*single("Pad", arrays, mode=mode), tolerance=0)
+    agree(*single("Pad", [x, np.int64([1, -2, 0, 1]), fill, np.int64([-1, 0])], mode=mode), tolerance=0)
+    agree(*single("Pad", [x, np.int64([1, 0, 2, 0, 1, 0])], 13, mode="constant"), tolerance=0)
+
+
+@pytest.mark.parametrize("dtype", (np.float16, np.int64, np.int8, bool))
+def test_pad_of_any_type(dtype):
+    x = np.ones((2, 3), dtype)
+    for fill in ([], [np.asarray(1).astype(dtype)]):
+        model, feeds = single("Pad", [x, np.int64([1, 0, 0, 2]), *fill])
+        got, border = Engine(model).run(feeds)["y0"], int(bool(fill))
+        assert got.dtype == dtype
+        assert got.tolist() == [[border] * 5] + 2 * [[1, 1, 1, border, border]]
+
+
 # One case of every mistake of onnx.reference that this engine mends. They are checked to be mistakes with the
 # release in which they were found only: newer ones may be right.
 MISTAKES = [

@@ -231,6 +231,9 @@ def run_batches(model, feeds, batch_size, progress=None, outputs=None, engine=En
 def _complete(model):
     """ModelProto or path -> a copy that holds all its data, without local functions."""
     source = files.load(model)
+    for function in source.model.functions:  # the inliner raises them to the model's opset
+        if 0 < opset_of(function) < 13:
+            _flatten_hardmax(function, set(_names(function)))
     model = files.inline(source, [])
     files.embed(model, source.directory)
     _name_standard_domain(model)
@@ -243,7 +246,7 @@ def _raised(model):
     if not 0 < opset < OLDEST_OPSET:
         return model
     if opset < 13:
-        _flatten_hardmax(model.graph, {name for node in _all_nodes(model.graph) for name in node.output})
+        _flatten_hardmax(model.graph, set(_names(model.graph)))
     try:
         raised = onnx.version_converter.convert_version(model, OLDEST_OPSET)
     except Exception as error:  # RuntimeError, ConvertError, checker errors: no common base
@@ -263,16 +266,20 @@ def _flatten_hardmax(graph, taken):
         if node.op_type != "Hardmax" or node.domain:
             nodes.append(node)
             continue
-        axis = next((attribute.i for attribute in node.attribute if attribute.name == "axis"), 1)
         x, y = node.input[0], node.output[0]
         shape, flat, most = (_unused(f"{y}_{part}", taken) for part in ("shape", "flat", "most"))
         make = onnx.helper.make_node
-        nodes += [make("Shape", [x], [shape]), make("Flatten", [x], [flat], axis=axis),
+        nodes += [make("Shape", [x], [shape]), make("Flatten", [x], [flat]),
                   make("Hardmax", [flat], [most], node.name, axis=1), make("Reshape", [most, shape], [y])]
+        nodes[-3].attribute.extend(node.attribute)  # the axis, 1 by default in both
     if len(nodes) > len(graph.node):
         nodes = [_copy(node) for node in nodes]
         del graph.node[:]
         graph.node.extend(nodes)
+
+
+def _names(graph):
+    return (name for node in _all_nodes(graph) for name in (*node.input, *node.output))
 
 
 def _unused(name, taken):

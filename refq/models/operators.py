@@ -207,6 +207,21 @@ class LpNormalization(OpRun):
         return (np.divide(y, norm, out=np.zeros_like(y), where=norm != 0).astype(x.dtype, copy=False),)
 
 
+class Pad(OpRun):
+    """Pad; where a width is below zero, what it says is cut off first."""
+
+    def _run(self, x, pads, value=None, axes=None, mode=None):
+        axes = range(x.ndim) if axes is None else [int(axis) % x.ndim for axis in axes]
+        if len(pads) != 2 * len(axes):
+            raise ValueError(f"{len(pads)} pads for {len(axes)} axes; they must be two for each")
+        cut, widths = [slice(None)] * x.ndim, [(0, 0)] * x.ndim
+        for axis, before, after in zip(axes, pads.tolist(), pads[len(axes) :].tolist()):
+            cut[axis] = slice(max(0, -before), x.shape[axis] + min(0, after))
+            widths[axis] = max(0, before), max(0, after)
+        constant = {} if mode != "constant" or value is None else {"constant_values": value.item()}
+        return (np.pad(x[tuple(cut)], widths, mode, **constant),)
+
+
 OPS = (DequantizeLinear, Conv, ConvTranspose, MaxPool, AveragePool, LpPool, GlobalMaxPool, GlobalAveragePool,
        GlobalLpPool, MatMul, Gemm, BatchNormalization, Relu, Erf, Gelu, Softmax, LogSoftmax, LSTM, GRU, RNN,
-       LRN, LpNormalization, Loop, Scan)
+       LRN, LpNormalization, Pad, Loop, Scan)
