@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -382,3 +383,57 @@ def test_grams_refuse_bad_input():
         broken = Gram.of(X)
         broken.h = broken.h - 100 * np.eye(6)
         diffuse_gram(W, broken, method="gptq")
+
+
+# --- the evidence of ED-5 on the example network --------------------------------------------------
+
+def convolutions(dtype):
+    """(w, x, x_hat, held x, held x_hat) of the example's convolutions: inputs by im2col from calibration images;
+    the quantised stream is that of the network with all its weights cast directly."""
+    import onnx
+    from onnx import numpy_helper
+
+    from refq.models.engine import Engine
+
+    folder = Path(refq.__file__).parent / "models" / "example"
+    model = onnx.load(folder / "fashion_cnn.onnx")
+    images = np.load(folder / "fashion_mnist.npz")["calibration"].astype(np.float32) / 255
+    cast, weights = onnx.ModelProto.FromString(model.SerializeToString()), {}
+    for tensor in cast.graph.initializer:
+        w = numpy_helper.to_array(tensor)
+        if w.ndim > 1:
+            weights[tensor.name] = w.reshape(len(w), -1)
+            q = refq.fake_quantize(weights[tensor.name], dtype).reshape(w.shape)
+            tensor.CopyFrom(numpy_helper.from_array(q, tensor.name))
+    names = {node.input[1]: node.input[0] for node in model.graph.node if node.op_type == "Conv"}
+    random, streams = np.random.default_rng(0), []
+    inside = [name for name in names.values() if name != "image"]
+    for network in (model, cast):
+        streams.append({"image": images} | Engine(network).run({"image": images}, inside))
+    for weight, name in names.items():
+        x, x_hat = (patches(stream[name]) for stream in streams)
+        rows = random.permutation(len(x))[:6000]
+        yield weights[weight], x[rows[:3000]], x_hat[rows[:3000]], x[rows[3000:]], x_hat[rows[3000:]]
+
+
+def patches(x):
+    padded = np.pad(x, ((0, 0), (0, 0), (1, 1), (1, 1)))
+    seen = np.lib.stride_tricks.sliding_window_view(padded, (3, 3), axis=(2, 3))
+    return seen.transpose(0, 2, 3, 1, 4, 5).reshape(-1, x.shape[1] * 9)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name, most", [("mxfp4", 0.26), ("nvfp4", 0.30), ("int4", 0.29), ("b4int3", 0.36)])
+def test_the_search_is_the_default_for_a_reason(name, most):
+    """Held-back output error over that of direct cast, geometric mean over the three convolutions."""
+    ratios = {}
+    for w, x, x_hat, *held in convolutions(name):
+        for method in ("ed", "qronos"):
+            for scale in SCALES:
+                got = diffuse(w, x, x_hat, name, method, scale=scale, held=tuple(held), errors=False)
+                ratios.setdefault((method, scale), []).append(got.held_error / got.held_rtn_error)
+    means = {key: float(np.exp(np.mean(np.log(values)))) for key, values in ratios.items()}
+    print({key: round(value, 3) for key, value in means.items()})
+    assert means["ed", "search"] < means["ed", "weights"] and means["ed", "search"] < most
+    assert means["qronos", "search"] < means["qronos", "weights"] and means["qronos", "search"] < most
+    assert all(ratio < 1 for values in ratios.values() for ratio in values)

@@ -75,7 +75,7 @@ def diffuse(w, x, x_hat=None, dtype="mxfp4", method="ed", axis=-1, scale="search
     dtype: a data type's name or row. method: a key of METHODS. scale: a key of SCALES. recipe, tensor_scale:
     as in `quantize`. held: rows kept back, x or (x, x_hat) or a Gram; direct cast is returned where it is
     better on them. trace: whether to return what happened block by block. errors: whether to work out the
-    errors on x, which costs as much as the codes. form: a key of FORMS.
+    errors on x: one to three products of the size of the codes' own. form: a key of FORMS.
     Raises InputError for shapes that do not fit, NaN and infinities, no rows and unknown names.
     Spec: ED-1 to ED-11.
     """
@@ -86,17 +86,17 @@ def diffuse(w, x, x_hat=None, dtype="mxfp4", method="ed", axis=-1, scale="search
     w, axis = _weights(w, axis)
     grid = Grid(w, block, recipe_of(block, recipe), axis, tensor_scale)
     lines = grid.lines(w, np.float64)
-    streams = None if isinstance(x, Gram) else as_streams(x, x_hat, grid.columns)
     gram = _gram(x, x_hat, grid.columns, "x")
     if held is not None:
         held = _gram(*(held if isinstance(held, tuple) else (held, None)), grid.columns, "held")
     scale = scale if grid.movable and method.plan and (scale != "search" or grid.plain) else "weights"
     if form == "residual":
-        if method.name != "ed" or streams is None:
+        if method.name != "ed" or isinstance(x, Gram):
             raise InputError("the residual form is the definition of method 'ed' and needs x itself; "
                              f"got method {method.name!r}")
-        both = streams[0], streams[0] if x_hat is None else streams[1]
-        coded = code_by_residual(lines, *(np.ascontiguousarray(s, np.float64) for s in both), grid, scale)[0]
+        streams = as_streams(x, x if x_hat is None else x_hat, grid.columns)
+        streams = (np.ascontiguousarray(stream, np.float64) for stream in streams)
+        coded = code_by_residual(lines, *streams, grid, scale)[0]
     else:
         coded = code_columns(method.plan(gram, lines), grid, scale) if method.plan else _direct(grid)
     return _result(grid, method.name, scale, coded, gram, held, lines, trace, errors)
