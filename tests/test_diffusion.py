@@ -388,8 +388,8 @@ def test_grams_refuse_bad_input():
 # --- the evidence of ED-5 on the example network --------------------------------------------------
 
 def convolutions(dtype):
-    """(w, x, x_hat, held x, held x_hat) of the example's convolutions: inputs by im2col from calibration images;
-    the quantised stream is that of the network with all its weights cast directly."""
+    """(w, x, x_hat, held x, held x_hat) of the example's convolutions: inputs by im2col from calibration
+    images; the quantised stream is that of the network with all its weights cast directly."""
     import onnx
     from onnx import numpy_helper
 

@@ -107,8 +107,7 @@ class _Loop:
         owed = self.owed[part]
         if plan.drift is not None:
             owed = owed + np.tril(plan.drift[part, part]) @ plan.weights[part]
-        found = plan.weights[part] + owed / np.where(d == 0, 1, d)
-        found = np.where(d == 0, plan.weights[part], found)
+        found = plan.weights[part] + owed / np.where(d == 0, 1, d)      # dead columns owe nothing
         return found if self.grid.mask is None else np.where(self.grid.mask[part], found, 0)
 
     def panels(self, part, choices, owed, lost, codes, gaps):
