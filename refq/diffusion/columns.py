@@ -11,7 +11,7 @@ import numpy as np
 from refq.diffusion.grid import Choice, Grid
 from refq.diffusion.methods import Plan
 
-PANEL = 32                  # columns that are added up one by one
+PANEL = 16                  # columns that are added up one by one
 CLOSE = 2.0 ** -30          # losses that differ by less of what they are made of count as equal (ED-5)
 
 
@@ -138,7 +138,8 @@ class _Loop:
             for k in range(low, high):
                 if diagonal[k]:
                     if k > low:
-                        np.dot(below[k, low:k], flat[low:k], out=again.reshape(-1))
+                        # no matrix library: a call so small is slower on several threads than on one
+                        np.einsum("k,kr->r", below[k, low:k], flat[low:k], out=again.reshape(-1))
                         np.add(again, owed[k], out=again)
                         np.divide(again, diagonal[k], out=line)
                     else:
