@@ -95,7 +95,12 @@ def _matches(wanted, value) -> bool:
 
 
 def on(op, src=None, dst=None, rounding=None, policy=None) -> Callable:
-    """A predicate on set names: each part a string, a tuple of strings, a predicate, or None for any."""
+    """A predicate on set names: each part a string, a tuple of strings, a predicate, or None for any.
+
+    Block mutants speak of the exact recipes unless a policy is named.
+    """
+    if op == "quantize" and policy is None:
+        policy = ("ocp", "exact")
     return lambda name: (_matches(op, name.op) and _matches(src, name.src) and _matches(dst, name.dst)
                          and _matches(rounding, name.rounding[0] if name.op != "decode" else "exact")
                          and _matches(policy, name.policy))

@@ -82,6 +82,7 @@ def layers():
 
 # -- every data type, style and kind of layer ----------------------------------------------------------------
 
+@pytest.mark.share(2)
 @pytest.mark.parametrize("dtype", TYPES)
 def test_native_in_onnx_reference(dtype, layers):
     """Bit-equal to the quantiser; two-level scales are rounded twice by the standard pattern, so one ulp."""
@@ -90,6 +91,7 @@ def test_native_in_onnx_reference(dtype, layers):
     assert_weights(report.model, layers[1], dtype, run_reference, ulps=data_type(dtype).outer is not None)
 
 
+@pytest.mark.share(2)
 @pytest.mark.parametrize("dtype", TYPES)
 def test_portable_in_both_runtimes(dtype, layers):
     """Bit-equal in onnx.reference and in onnxruntime, two-level scales included."""

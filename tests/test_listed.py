@@ -217,6 +217,7 @@ def test_ways_of_looking_up():
     assert np.array_equal(both_ways(np.array(crowded.values), crowded), np.arange(9))
 
 
+@pytest.mark.share(3)
 @pytest.mark.parametrize("row", [
     *(Posit(f"posit{bits}es{es}", bits, es)
       for bits in range(3, 17) for es in range(4) if bits < 12 or es == 2),

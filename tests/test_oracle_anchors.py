@@ -280,6 +280,7 @@ for operand in {change}:
 """
 
 
+@pytest.mark.share(2)
 @pytest.mark.parametrize("path", sorted(suite.VECTORS.rglob("*.vec")),
                          ids=lambda path: str(path.relative_to(suite.VECTORS)))
 def test_committed_sets_are_what_the_oracle_says(path):

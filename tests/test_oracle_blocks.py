@@ -288,6 +288,7 @@ def arrays(name, dtype, values=60_000):
 
 # --- tests ----------------------------------------------------------------------------------------
 
+@pytest.mark.share(3)
 @pytest.mark.parametrize("source", list(SOURCES))
 @pytest.mark.parametrize("name", TYPES)
 def test_tiles(name, source):
@@ -298,6 +299,7 @@ def test_tiles(name, source):
             assert_dequantised(got, want, name)
 
 
+@pytest.mark.share(3)
 @pytest.mark.parametrize("name", TYPES)
 def test_ragged_and_single(name):
     """Last tiles shorter than the rest, and tiles of one value."""
@@ -313,6 +315,7 @@ def test_ragged_and_single(name):
         assert_dequantised(*assert_quantised(x, name), name)
 
 
+@pytest.mark.share(3)
 @pytest.mark.parametrize("axis", [0, 1, 2, -1, -2, -3])
 @pytest.mark.parametrize("name", ["mxfp4", "nvfp4", "int8", "int4", "int8_float32_tensor", "mxint8", "mx6",
                                   "hif4", "uint4", "uint8", "nf4_t64", "mxfp4_16x16", "nvfp4_16x16",
@@ -325,6 +328,7 @@ def test_axes_and_layouts(name, axis):
         assert_dequantised(got, want, name, axis)
 
 
+@pytest.mark.share(2)
 @pytest.mark.parametrize("axis", [(0, 1), (1, 0), (0, 2), (2, 0), (-1, 1), (1, -1)])
 @pytest.mark.parametrize("name", ["mxfp4_16x16", "e2m1_e8m0_t8x8s2x4o3", "uint4_binary32_bfloat16_t3x5",
                                   "int8_binary16_t0x4", "e4m3fn_binary32_t2x8"])
@@ -336,6 +340,7 @@ def test_pairs_of_axes(name, axis):
         assert_dequantised(got, want, name, axis)
 
 
+@pytest.mark.share(2)
 @pytest.mark.parametrize("shape", [(0,), (0, 4), (4, 0), (1,), (1, 1), (0, 0), (1, 1, 1), (2, 0, 3)])
 @pytest.mark.parametrize("name", TYPES)
 def test_empty_and_tiny(name, shape):
@@ -363,6 +368,7 @@ def takes(name, rounding):
     return not (data_type(name).zero and rule.stochastic)
 
 
+@pytest.mark.share(8)
 @pytest.mark.parametrize("rounding", [name for name, rule in ROUNDINGS.items() if not rule.stochastic])
 @pytest.mark.parametrize("name", [*PLAIN, "e4m3fn_float32_channel", "int4_bfloat16_t32", *TWO_D[:1],
                                   *SUBTILES[:3], *ASYMMETRIC, *LISTED[:7], *list(ROWS)[:4]])
@@ -377,6 +383,7 @@ def test_element_roundings(name, rounding):
                 assert_quantised(x, name, rounding=rounding)
 
 
+@pytest.mark.share(4)
 @pytest.mark.parametrize("rounding", [name for name, rule in ROUNDINGS.items() if rule.stochastic])
 @pytest.mark.parametrize("name", [*PLAIN, "e4m3fn_float32_channel", "mxfp4_16x16", *SUBTILES[:3]])
 def test_stochastic_elements(name, rounding):
@@ -407,6 +414,7 @@ def test_integer_sources(name):
     assert_quantised(x, name)
 
 
+@pytest.mark.share(2)
 @pytest.mark.parametrize("name", ["mxfp8_e4m3", "mxfp8_e5m2", "mxfp6_e2m3", "mxfp6_e3m2", "mxfp4", "mxint8",
                                   "nvfp4", "int4", "int8_bfloat16_t64", "tt_bfp8_a", "b4int3", "msfp12",
                                   "nf4_binary16_t16", "nf4_e8m0_t16", "bnb_fp4_e8m0_t16", "nvfp8_e5m2"])

@@ -193,6 +193,7 @@ LATER = [(name, source) for name, source in PAIRED      # integers are much alik
          if not FORMATS[name].is_float and FORMATS[name].bits not in (1, 2, 4, 8, 11, 16) and source != "binary32"]
 
 
+@pytest.mark.share(2)
 @pytest.mark.parametrize("name, source", sorted(set(PAIRED) - set(LATER)))
 def test_boundary_from_floats(name, source):
     check_encode(FORMATS[name], source)

@@ -66,6 +66,7 @@ def same(a, b):
 
 # --- axes, tiles, shapes --------------------------------------------------------------------------
 
+@pytest.mark.share(2)
 @pytest.mark.parametrize("axis", range(-4, 4))
 @pytest.mark.parametrize("name", EVERY)
 def test_every_axis_is_the_last_one_moved(name, axis):
@@ -288,6 +289,7 @@ def tile_cases(dtype):
     return [np.array(line).astype(dtype) for line in lines]
 
 
+@pytest.mark.share(2)
 @pytest.mark.parametrize("dtype", [np.float64, np.float32, np.float16])
 @pytest.mark.parametrize("name", SIMPLE)
 def test_against_fractions(name, dtype):

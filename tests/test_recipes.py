@@ -130,6 +130,7 @@ def apart(rows, name):
     return [*found, *(row[None] for row in rows[odd]), *(row[None] for row in rows[sound][::5])]
 
 
+@pytest.mark.share(4)
 @pytest.mark.parametrize("source", [np.float32, np.float16, ml_dtypes.bfloat16, np.float64],
                          ids=lambda dtype: np.dtype(dtype).name)
 @pytest.mark.parametrize("how, name", PAIRS)

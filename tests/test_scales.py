@@ -81,6 +81,7 @@ def test_scale_formats_by_hand(name, code, value):
 EXPONENT_RULES = [rule.name for rule in RULES.values() if rule.kind == "exponent"]
 
 
+@pytest.mark.share(4)
 @pytest.mark.parametrize("rule", EXPONENT_RULES)
 @pytest.mark.parametrize("name", ["mxfp4", "mxfp8_e4m3", "mxfp8_e5m2", "mxfp6_e2m3", "mxfp6_e3m2", "mxint8",
                                   "mx6", "b4int3", "tt_bfp4_a", "e2m1_e8m0_t8x8s2x4o3"])
@@ -111,6 +112,7 @@ NAMES = ["mxfp4", "mxfp8_e5m2", "tt_bfp8_a", "nvfp4", "int4", "uint4", "mx6", "h
          ASYMMETRIC[1], ASYMMETRIC[5], ASYMMETRIC[8]]
 
 
+@pytest.mark.share(3)
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("chosen", CHOSEN)
 def test_named_choices(name, chosen):

@@ -164,7 +164,7 @@ class Casting:
                 wide = part.astype(np.float64)
                 wide = to_odd(sum_to_odd(wide, np.broadcast_to(zero, part.shape)) if shifted else wide)
                 y = np.ascontiguousarray(wide / divisor[rows, None])
-                np.copyto(y, np.copysign(_tiniest(y.dtype), wide), where=(y == 0) & (wide != 0))     # as above
+                np.copyto(y, np.copysign(_tiniest(y.dtype), wide), where=(y == 0) & (wide != 0))   # as above
             codes = np.empty(part.size, codec.code_dtype(target))
             run(y.reshape(-1).view(f"u{working.itemsize}"), codes)
             if not shifted:

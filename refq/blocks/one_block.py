@@ -11,12 +11,11 @@ import numpy as np
 from refq.blocks.anatomy import block_kind
 from refq.blocks.gguf import FITS, Gguf, gguf_decode, gguf_encode
 from refq.blocks.quantize import Quantized, quantize
-from refq.blocks.recipes import Recipe, recipe_of
+from refq.blocks.recipes import Recipe, describe, recipe_of
 from refq.blocks.rows import Block
 from refq.blocks.rules import RULES, Rule
 from refq.blocks.scales import (INF_TILES, INF_TILES_OF_STACKS, NAN_TILES, NAN_TILES_OF_STACKS, ZERO_TILES,
                                 ZERO_TILES_OF_STACKS, exponents)
-from refq.blocks.stacks import WORDS
 from refq.blocks.tiles import sides
 from refq.errors import InputError
 from refq.formats import codec
@@ -206,7 +205,7 @@ def _why(block: Block, how: Recipe, given, shown: OneBlock) -> list[tuple[str, s
     scale = ("scale", f"{block.scale} {hex_code(block.scale_row, shown.scale)} "
                       f"({short(meaning(block.scale_row, shown.scale))})")
     lines = [("rule", f"{rule.name}: {rule.words} ({rule.clause})")] * (exact or how.rule is not None)
-    lines += [(f"  {field}", WORDS[field, getattr(how, field)]) for field in CHOICES
+    lines += [(f"  {field}", describe(how, field, block)) for field in CHOICES
               if getattr(how, field) != "exact"]
     kept = [value for value, keep in zip(given, shown.kept) if keep]
     finite = [value for value in kept if not isinstance(value, str)]
