@@ -1,7 +1,7 @@
 """The command line. Thin: every command calls one room of the house.
 
-Exit codes: 0 done (`check`: pass, `diff`: the same), 1 the device or recipe differs, 2 bad input or usage, 3 not a run, 130 interrupted,
-141 nobody read the output.
+Exit codes: 0 done (`check`: pass, `diff`: the same), 1 the device or recipe differs, 2 bad input or usage,
+3 not a run, 130 interrupted, 141 nobody read the output.
 """
 
 import argparse

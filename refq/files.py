@@ -18,12 +18,14 @@ def load_arrays(path) -> dict[str, np.ndarray]:
     """
     try:
         loaded = np.load(path, allow_pickle=False)
-        arrays = {"": loaded} if isinstance(loaded, np.ndarray) else {name: loaded[name] for name in loaded.files}
+        single = isinstance(loaded, np.ndarray)
+        arrays = {"": loaded} if single else {name: loaded[name] for name in loaded.files}
     except (ValueError, EOFError, OSError, zipfile.BadZipFile, KeyError) as error:
         raise InputError(f"cannot read arrays from {path}: {error}") from None
     for name, array in arrays.items():
         if array.dtype.kind not in "fiu" or not array.size:
-            raise InputError(f"{path}: array {name!r} of dtype {array.dtype} and shape {array.shape} holds no numbers")
+            raise InputError(f"{path}: array {name!r} of dtype {array.dtype} and shape {array.shape} "
+                             "holds no numbers")
     if not arrays:
         raise InputError(f"{path} holds no array")
     return arrays

@@ -203,6 +203,7 @@ REFUSED = [
     ("fp6", "ambiguous; say which: mxfp6_e2m3, mxfp6_e3m2"),
     ("mxfp", "ambiguous; say which: mxfp8_e4m3"),
     ("e4m3", "ambiguous; say which: e4m3fn, e4m3ieee, e4m3fnuz"),
+    ("cb42f1346_e2m3fnuz", "needs a scale: cb42f1346_e2m3fnuz_e8m0_t32s8"),
     ("mxfp5", "'mxfp5' is not known; nearest names: mxfp"),
     ("nvpf4", "nearest names: nvfp4"),
     ("zzz", "'zzz' is not known"),

@@ -152,7 +152,8 @@ def test_ambiguous_names_are_refused_with_candidates(name, candidates):
 def test_every_listed_ambiguity_offers_rows():
     for name, candidates in AMBIGUOUS.items():
         rows = [refq.number_format(candidate) for candidate in candidates]
-        assert len({row.name for row in rows}) == len(rows) and len({row if row.is_listed else row.layout for row in rows}) >= 2, name
+        meanings = {row if row.is_listed else row.layout for row in rows}
+        assert len({row.name for row in rows}) == len(rows) and len(meanings) >= 2, name
         with pytest.raises(InputError, match="is ambiguous"):
             refq.number_format(name)
 

@@ -44,7 +44,8 @@ def _pages() -> Iterator[tuple[Path, str]]:
         text = path.read_text(encoding="utf-8")
         for marker, table in tables.items():
             filled = table().strip()
-            text = re.sub(TABLE.format(marker), lambda match: f"{match[1]}{filled}\n{match[2]}", text, flags=re.DOTALL)
+            place = re.compile(TABLE.format(marker), re.DOTALL)
+            text = place.sub(lambda match: f"{match[1]}{filled}\n{match[2]}", text)
         yield path, text
 
 

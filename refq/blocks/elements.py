@@ -61,7 +61,8 @@ class Casting:
         powers = RULES[self.block.rule].kind == "exponent" and self.rounding in ("rne", "rna", "rnz", "rtz")
         for rows in slabs(self.rows):
             y = quotients(rows, slice(None))
-            codes, values = np.empty((len(tables), *y.shape), found.dtype), np.empty((len(tables), *y.shape), np.float32)
+            codes = np.empty((len(tables), *y.shape), found.dtype)
+            values = np.empty(codes.shape, np.float32)
             for run, decode, some, back in zip(runs, decoders, codes, values):
                 run(y, rows, slice(None), some)
                 decode(some.reshape(-1), back.reshape(-1))

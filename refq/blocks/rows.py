@@ -331,6 +331,8 @@ def data_type(name, scale: str | None = None) -> Block:
         return found
     if key.startswith("tcast:") and ("_" in key or tensorcast.predefined(name)):
         return _from_tensorcast(name, None)
+    if codebooks.codebook(key):
+        raise InputError(f"data type {name!r} is a collection of codebooks, which needs a scale: {key}_e8m0_t32s8")
     try:
         return _unscaled(number_format(key))
     except InputError as error:

@@ -52,7 +52,8 @@ class Counts:
     @property
     def sqnr(self) -> tuple[float, float]:
         """Signal to quantisation noise of either recipe, in dB; inf without an error."""
-        return tuple(10 * np.log10(self.signal / error) if error else np.inf for error in (self.error_a, self.error_b))
+        errors = self.error_a, self.error_b
+        return tuple(10 * np.log10(self.signal / error) if error else np.inf for error in errors)
 
 
 @dataclass(frozen=True)
@@ -90,7 +91,8 @@ def diff(a, b, dtype, arrays=None, data="") -> Difference:
     counts, witnesses = Counts(), _witnesses(tiles, block, pair)
     if arrays is None:
         near = tiles[((np.abs(tiles) < 2 ** 16) & ((tiles == 0) | (np.abs(tiles) > 2 ** -16))).all(axis=1)]
-        arrays, data = [(_alone(near, block), -1)], f"the boundary set between 2^-16 and 2^16, {len(near)} tiles of two"
+        arrays = [(_alone(near, block), -1)]
+        data = f"the boundary set between 2^-16 and 2^16, {len(near)} tiles of two values"
     for array, axis in arrays:
         _count(np.asarray(array), axis, block, pair, counts)
     return Difference(*pair, block, tuple(rule_differences(*pair, block)), tuple(witnesses), counts, data)
