@@ -792,3 +792,13 @@ def test_no_floating_point_error_escapes(dtype):
             for more in ({}, dict(rounding="rup"), dict(rounding="src", random_bits=bits, random_width=7)):
                 q = refq.quantize(x, name, **more)
                 assert all(q.dequantize(out).shape == x.shape for out in (np.float64, np.float32, np.float16))
+
+
+def test_quotients_that_underflow_in_float64_are_zeros():
+    """bnb_fp4 under a float32 scale: the one division that looks at its remainder. 1.6e-295 over 1e30."""
+    x = np.full((200, 64), 1.5955686786620333e-295)
+    x[:, 0] = 1e30
+    for rounding in ("rne", "rna", "rtz"):
+        for sign in (1, -1):
+            q = refq.quantize(sign * x, "bnb_fp4_t64", rounding=rounding)
+            assert np.all(q.dequantize(np.float64)[:, 1:] == 0)

@@ -21,6 +21,7 @@ from refq.formats.definition import CHUNK
 from refq.formats.policies import rounding_rule
 from refq.formats.rows import Int, Row
 
+FAR_BELOW = 2.0 ** -500     # far below every boundary between elements; what underflows beyond is left alone
 SHORT = 16          # rows of fewer values than this have their scale written out, value by value
 
 
@@ -227,7 +228,7 @@ def _by_odd_division(part, divisor, room):
     high = (words & ~np.int64((1 << 24) - 1)).view(np.float64)
     rest = (part - high * divisor) - (quotient - high) * divisor
     outward = (rest > 0) == (quotient > 0)
-    lost = (rest != 0) & (words & 1 == 0) & np.isfinite(rest)
+    lost = (rest != 0) & (words & 1 == 0) & np.isfinite(rest) & (np.abs(quotient) > FAR_BELOW)
     np.add(words, np.where(outward, 1, -1), out=words, where=lost)
     return quotient
 
