@@ -251,9 +251,7 @@ def _build_quantize(command):
 
 
 def _quantize(options) -> None:
-    for path in (options.json, options.html):       # before the work, so that nothing is left behind
-        if path and not Path(path).absolute().parent.is_dir():
-            raise InputError(f"cannot write {path}: its folder does not exist")
+    _require_folders(options.json, options.html)
     report = refq.quantize_model(
         options.model, options.output, options.dtype, options.method, include=options.include,
         exclude=options.exclude, export=options.export, rounding=options.round, recipe=options.recipe,
@@ -263,6 +261,42 @@ def _quantize(options) -> None:
     if options.html:
         write_whole(options.html, report.to_html())
     print(report.table())
+
+
+# -- compare -------------------------------------------------------------------------------------------------
+
+def _build_compare(command):
+    add = command.add_argument
+    add("a", metavar="A.onnx", help="the model that is taken to be right")
+    add("b", metavar="B.onnx", help="the model to compare it with")
+    add("--data", required=True,
+        help="what both run on: an .npz file of arrays by input name, an .npy file, a folder of .npz files "
+             "(each a batch), module:object with get_next(), or random")
+    add("--labels", metavar="NAME|FILE",
+        help="the right answers: an array of the data (default: labels, label or y), or an .npy or .npz file")
+    add("--batch", type=int, metavar="N", help="rows of a batch (default 32, or what the model fixes)")
+    add("--engine", default="numpy", help="numpy (default) or onnxruntime, where it is installed")
+    add("--json", metavar="FILE", help="write the figures as JSON")
+    add("--html", metavar="FILE", help="write the figures as a page")
+
+
+def _compare(options) -> None:
+    from refq.models.compare import compare_models
+    _require_folders(options.json, options.html)
+    report = compare_models(options.a, options.b, options.data, options.labels, options.engine, options.batch,
+                            progress=sys.stderr.isatty())
+    if options.json:
+        write_whole(options.json, _json(report.to_json()) + "\n")
+    if options.html:
+        write_whole(options.html, report.to_html())
+    print(report.table())
+
+
+def _require_folders(*paths: str | None) -> None:
+    """Before the work, so that nothing is left behind."""
+    for path in paths:
+        if path and not Path(path).absolute().parent.is_dir():
+            raise InputError(f"cannot write {path}: its folder does not exist")
 
 
 # -- diff ----------------------------------------------------------------------------------------------------
@@ -433,6 +467,7 @@ COMMANDS = {
     "plot": (_build_plot, _plot, "draw number lines of formats, or the bits of blocks (needs matplotlib)"),
     "diff": (_build_diff, _diff, "say where two recipes differ, by which rule, and what it costs"),
     "quantize": (_build_quantize, _quantize, "quantise the weights of an ONNX model"),
+    "compare": (_build_compare, _compare, "say how far the outputs of two ONNX models lie apart on data"),
     "vectors": (_build_vectors, None, "list or generate golden-vector sets"),
     "check": (_build_check, _check, "judge a device against a golden-vector set"),
     "device": (_build_device, _device, "answer a set's operands on standard input: refq itself as a device"),
