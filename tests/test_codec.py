@@ -402,6 +402,7 @@ INT_TYPES = [np.dtype(code) for code in ("i1", "i2", "i4", "i8", "u1", "u2", "u4
                                          "ulonglong")]
 
 
+@pytest.mark.share(3)
 @pytest.mark.parametrize("dtype", INT_TYPES, ids=str)
 @pytest.mark.parametrize("target", ["int8", "uint4", "smint3", "mxint8", "e5m2", "bfloat16", "binary32",
                                     "e8m0"])

@@ -93,6 +93,7 @@ def test_every_code_decodes(name):
         assert_value(row, code, got[code])
 
 
+@pytest.mark.share(2)
 @pytest.mark.parametrize("name", WIDE)
 def test_codes_of_wide_rows_decode(name):
     row, step = row_of(name), 401 if "log" in name else 1
@@ -149,6 +150,7 @@ def near(row, dtype):
     return np.unique(np.concatenate(steps).view(f"u{x.itemsize}")).view(dtype)
 
 
+@pytest.mark.share(2)
 @pytest.mark.parametrize("name", SMALL + BY_RULE)
 @pytest.mark.parametrize("dtype", [np.float64, np.float32])
 def test_every_boundary_encodes(name, dtype):

@@ -96,6 +96,7 @@ NUMPY = {"binary16": np.float16, "bfloat16": ml_dtypes.bfloat16, "e5m2": ml_dtyp
          "int8": np.int8, "uint16": np.uint16}
 
 
+@pytest.mark.share(2)
 @pytest.mark.parametrize("name", NUMPY)
 def test_oracle_decodes_as_numpy(name):
     """Value, sign of zero, NaN and infinity of every code."""

@@ -55,6 +55,7 @@ def assert_decodes(row, codes):
         assert agree, f"{row.name} {code:#x}: refq {got}, oracle {want}"
 
 
+@pytest.mark.share(2)
 @pytest.mark.parametrize("name", [name for name, row in FORMATS.items() if row.width <= 16])
 def test_every_code_decodes(name):
     row = FORMATS[name]
@@ -80,6 +81,7 @@ def sampled(row):
     return sorted(ends | set(range(0, 2 * half, 53)))
 
 
+@pytest.mark.share(2)
 @pytest.mark.parametrize("k", range(11, 17))
 def test_p3109_decodes_sampled(k):
     for row in (row for row in FAMILY if row.bits == k):
@@ -205,6 +207,7 @@ def test_boundary_of_other_widths(name, source):
     check_encode(FORMATS[name], source)
 
 
+@pytest.mark.share(3)
 @pytest.mark.parametrize("source", list(INTS))
 def test_boundary_from_integers(source):
     for row in FORMATS.values():
@@ -237,6 +240,7 @@ def test_boundary_of_formats_by_rule(name):
 P3109_RULES = ("satfinite", "satpropagate", "satnone", "satnone-main", "ieee", "ml_dtypes", "cuda-nosat")
 
 
+@pytest.mark.share(2)
 @pytest.mark.parametrize("k", range(3, 7))
 def test_p3109_boundary(k):
     for row in (row for row in FAMILY if row.bits == k):
@@ -244,6 +248,7 @@ def test_p3109_boundary(k):
         check_encode(row, "binary64", overflows=P3109_RULES)
 
 
+@pytest.mark.share(2)
 @pytest.mark.parametrize("k", [7, 8, 10, 13, 16])
 def test_p3109_boundary_sampled(k):
     """Above K=6: precisions 1, 2, K/2, K-1 and K, every sign and domain, the rules that differ there."""
@@ -251,6 +256,7 @@ def test_p3109_boundary_sampled(k):
         check_encode(row, "binary32", overflows=P3109_RULES[:5])
 
 
+@pytest.mark.share(2)
 @pytest.mark.parametrize("name", SMALL)
 def test_table_path(name):
     """Arrays long enough for the table: every rounding with sat, every overflow rule with rne."""

@@ -129,6 +129,7 @@ def test_signs_of_its_own():
 
 # --- against the oracle ---------------------------------------------------------------------------
 
+@pytest.mark.share(3)
 @pytest.mark.parametrize("k", range(9))
 @pytest.mark.parametrize("source", [np.float32, np.float64])
 def test_every_size(k, source):

@@ -92,6 +92,7 @@ def test_a_narrow_drawing():
 
 # --- facts and examples -----------------------------------------------------------------------------------
 
+@pytest.mark.share(3)
 @pytest.mark.parametrize("name", EVERY)
 def test_every_type_has_its_facts(name):
     text = show.show_block(name)
