@@ -136,17 +136,29 @@ def test_what_is_not_finite(tmp_path):
 def test_several_outputs_of_other_types(tmp_path):
     def build(scale):
         nodes = [node("Mul", ["x", "c"], ["y"]), node("ArgMax", ["y"], ["k"], axis=1, keepdims=0),
-                 node("Greater", ["y", "c"], ["g"]), node("SequenceConstruct", ["y"], ["s"])]
+                 node("Greater", ["y", "c"], ["g"]), node("SequenceConstruct", ["y"], ["s"]),
+                 node("Exp", ["x"], ["e"])]
         sequence = onnx.helper.make_tensor_sequence_value_info("s", T.FLOAT, None)
-        outputs = [value("y", ["N", 4]), value("k", ["N"], T.INT64), value("g", ["N", 4], T.BOOL), sequence]
+        outputs = [value("y", ["N", 4]), value("k", ["N"], T.INT64), value("g", ["N", 4], T.BOOL), sequence,
+                   value("e", ["N", 4])]
         return model(nodes, {"x": ["N", 4]}, outputs, {"c": np.float32(scale)})
     report = compare_models(build(1), build(-1), save(tmp_path / "d.npz", x=LOGITS, labels=LABELS))
-    y, k, g, s = report.outputs
-    assert y.kl is not None and k.kl is g.kl is None and report.labelled == "y" and report.worst in (y, k, g)
-    assert g.max_difference == 1 and k.unequal > 0
+    y, k, g, s, _ = report.outputs
+    assert y.kl is not None and k.kl is g.kl is None and report.labelled == "y" and report.worst is y
+    assert g.max_difference == 1 and k.unequal > 0 and k.sqnr_db is None
     assert s.sqnr_db is None and s.reason == "no tensor of numbers"
     html, text = report.to_html(), report.table()
     assert "Which output hurts" in html and "no tensor of numbers" in text
+    assert f"{k.unequal} of 50 values differ" in text
+
+
+def test_whole_numbers_alone(tmp_path):
+    outputs = [value("y", ["N"], T.INT64)]
+    models = [model([node(op, ["x"], ["y"], axis=1, keepdims=0)], {"x": ["N", 4]}, outputs)
+              for op in ("ArgMax", "ArgMin")]
+    report = compare_models(*models, save(tmp_path / "d.npz", x=LOGITS))
+    assert report.worst is None and "50 of 50 values differ." in report.table()
+    assert "50 of 50" in report.to_html()
 
 
 def test_float_types_may_differ(tmp_path):

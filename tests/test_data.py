@@ -235,6 +235,26 @@ def test_files_that_are_none(tmp_path):
     refused("CRC", path, ONE)
 
 
+def test_headers_that_lie(tmp_path):
+    np.save(tmp_path / "x.npy", X)
+    good = (tmp_path / "x.npy").read_bytes()
+    for shape in (b"(99999999999, 3)", b"(-1, 3)"):
+        bad = good.replace(b"(10, 3)", shape)
+        (tmp_path / "x.npy").write_bytes(bad[:8] + bytes([bad[8] + len(bad) - len(good)]) + bad[9:])
+        refused("cut short", tmp_path / "x.npy", ONE)
+
+
+def test_damaged_files_are_refused_or_read(tmp_path):
+    path = npz(tmp_path, save=np.savez_compressed, x=X)
+    content, rng = path.read_bytes(), np.random.default_rng(0)
+    for place in rng.integers(0, len(content), 150):
+        path.write_bytes(content[:place] + bytes([rng.integers(256)]) + content[place + 1:])
+        try:
+            read(path, ONE)
+        except InputError:
+            pass
+
+
 def test_one_batch_in_memory(tmp_path):
     import tracemalloc
     path = npz(tmp_path, save=np.savez_compressed, x=np.zeros((400_000, 3), np.float32))      # 4.8 MB

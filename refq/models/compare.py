@@ -47,9 +47,10 @@ MEANINGS = (
 class OutputFigures:
     """One output of the two models. shape: of the first batch. values: compared. unequal: that differ at all.
 
-    sqnr_db: inf when no value differs, -inf when only a is all zero. nonfinite: values that are NaN or
-    infinite in one model at least; sqnr_db, cosine and max_difference leave them out. rows: of probabilities;
-    kl is over those of a finite one, kl_infinite counts the others. None: does not apply, `reason` says why.
+    sqnr_db, cosine: of floats; sqnr_db is inf when no value differs, -inf when only a is all zero. nonfinite:
+    values that are NaN or infinite in one model at least; sqnr_db, cosine and max_difference leave them out.
+    rows: of probabilities; kl is over those of a finite one, kl_infinite counts the others. None: does not
+    apply. reason: why nothing could be measured.
     """
 
     name: str
@@ -97,7 +98,7 @@ class Comparison:
 
     @property
     def worst(self) -> OutputFigures | None:
-        """The measured output of lowest SQNR."""
+        """The output of lowest SQNR; None when none is of floats."""
         return min((row for row in self.outputs if row.sqnr_db is not None), key=lambda row: row.sqnr_db,
                    default=None)
 
@@ -323,7 +324,9 @@ class _Sums:
                     "kl_infinite": self.rows - self.kl_rows, "same_top1": self.same / self.rows}
         measured = {}
         if self.values > self.nonfinite:
-            measured = {"sqnr_db": self._sqnr(), "cosine": self._cosine(), "max_difference": self.largest}
+            measured = {"max_difference": self.largest}
+            if self.floats:
+                measured |= {"sqnr_db": self._sqnr(), "cosine": self._cosine()}
         counts = self.values, self.unequal, self.nonfinite
         return OutputFigures(self.name, self.shape, *counts, **measured, **rows)
 
@@ -437,6 +440,8 @@ def _text(report: Comparison) -> str:
 
 def _cells(row: OutputFigures) -> tuple[str, ...]:
     remarks = [row.reason]
+    if row.values and row.sqnr_db is None:
+        remarks.append(f"{row.unequal:,} of {row.values:,} values differ")
     if row.nonfinite:
         remarks.append(f"{row.nonfinite:,} of {row.values:,} values are NaN or infinite")
     if row.kl_infinite:
@@ -478,11 +483,13 @@ def _count(number: int, word: str) -> str:
 def _headline(report: Comparison) -> tuple[str, str]:
     """What a reader should take away first, and its grade."""
     worst = report.worst
-    unequal = sum(row.unequal for row in report.outputs)
-    if worst is None:
+    values, unequal = (sum(getattr(row, part) for row in report.outputs) for part in ("values", "unequal"))
+    if not values:
         return "No output could be measured.", "bad"
     if not unequal:
         return f"The two models give the same values on all {_count(report.rows, 'row')}.", "good"
+    if worst is None:
+        return f"{unequal:,} of {values:,} values differ.", _grade_same(1 - unequal / values)
     grade = grade_sqnr(worst.sqnr_db)
     where = f"Output {worst.name}" + (", the worst," if len(report.outputs) > 1 else "")
     if worst.sqnr_db == math.inf:
@@ -531,12 +538,11 @@ def _html(report: Comparison) -> str:
 
 def _tiles(report: Comparison) -> list[tuple[str, str, str]]:
     worst = report.worst
-    entries = [("data", _count(report.rows, "row"), f"{report.data}, {_count(report.batches, 'batch')}")]
+    entries = [("rows of data", f"{report.rows:,}", f"{report.data}, {_count(report.batches, 'batch')}")]
     if worst is None:
         return entries
     decibels = _decibels(worst)
     entries.append(("lowest SQNR", decibels if decibels == LOSSLESS else f"{decibels} dB", worst.name))
-    entries.append(("cosine", _number(worst.cosine, ".6f"), worst.name))
     if worst.same_top1 is not None:
         entries += [("same top-1", _percent(worst.same_top1), f"of {_count(worst.rows, 'row')}"),
                     ("KL", _number(worst.kl, ".4g"), "nats, mean over rows")]

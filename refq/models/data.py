@@ -6,14 +6,17 @@ ones too (only those in Fortran order are read whole).
 
 import importlib
 import inspect
+import math
 import os
 import re
 import sys
 import zipfile
+import zlib
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
+from tokenize import TokenError
 
 import numpy as np
 
@@ -214,8 +217,8 @@ def _is_float(dtype: np.dtype) -> bool:
 
 def _label_source(labels, inputs):
     """What was said of labels: an array, the name of one, or None."""
-    if labels is None or isinstance(labels, np.ndarray):
-        return labels
+    if labels is None or not isinstance(labels, (str, os.PathLike)):
+        return None if labels is None else np.atleast_1d(labels)
     path = Path(labels)
     if path.is_file():
         arrays = load_arrays(path)
@@ -246,7 +249,7 @@ class _Header:
 
 def _from_file(path: Path, batch, fit: _Fit):
     """(reader, number of batches) of an .npz or .npy file, checked as far as its headers tell."""
-    single = next(iter(fit.inputs), "")
+    single = next((name for name in fit.inputs if name not in fit.optional), next(iter(fit.inputs), ""))
     with ExitStack() as stack:
         headers = {name: header for name, (header, _) in _opened(path, single, stack).items()}
     if path.suffix.lower() == ".npy" and len(set(fit.inputs) - fit.optional) > 1:
@@ -318,25 +321,28 @@ def _opened(path: Path, single: str, stack: ExitStack) -> dict:
     """Name -> (header, file that stands at the data) of the arrays of a file; an .npy file's is `single`."""
     try:
         if path.suffix.lower() == ".npy":
-            files = {single: stack.enter_context(open(path, "rb"))}
+            files = {single: (stack.enter_context(open(path, "rb")), path.stat().st_size)}
         else:
             archive = stack.enter_context(zipfile.ZipFile(path))
-            files = {entry.filename.removesuffix(".npy"): stack.enter_context(archive.open(entry))
-                     for entry in archive.infolist()}
-        return {name: (_header(path, name, file), file) for name, file in files.items()}
-    except (ValueError, EOFError, OSError, zipfile.BadZipFile, RuntimeError, NotImplementedError) as error:
+            files = {entry.filename.removesuffix(".npy"): (stack.enter_context(archive.open(entry)),
+                                                           entry.file_size) for entry in archive.infolist()}
+        return {name: (_header(path, name, *found), found[0]) for name, found in files.items()}
+    except (ValueError, EOFError, OSError, zipfile.BadZipFile, zlib.error, RuntimeError, TokenError) as error:
         if isinstance(error, InputError):
             raise
         raise InputError(f"cannot read arrays from {path}: {error}") from None
 
 
-def _header(path: Path, name: str, file) -> _Header:
+def _header(path: Path, name: str, file, size: int) -> _Header:
+    """The header of an array in a file of `size` bytes."""
     read = HEADERS.get(np.lib.format.read_magic(file))
     if read is None:
         raise InputError(f"{path}: array {name!r} is of no version of .npy that refq reads")
     header = _Header(*read(file))
     if header.dtype.kind not in "fiub":
         raise InputError(f"{path}: array {name!r} of dtype {header.dtype} holds no numbers")
+    if min(header.shape, default=0) < 0 or math.prod(header.shape) * header.dtype.itemsize > size:
+        raise InputError(f"{path}: array {name!r} of shape {header.shape} is cut short")
     return header
 
 
@@ -345,7 +351,7 @@ def _pieces(path: Path, name: str, header: _Header, file, size: int | None) -> I
     total = header.shape[0] if header.shape else 1
     step, row = (total, header.shape) if size is None else (size, header.shape[1:])
     if size is None or header.fortran:
-        whole = _numbers(path, name, file, header.dtype, int(np.prod(header.shape)), True)
+        whole = _numbers(path, name, file, header.dtype, math.prod(header.shape), True)
         whole = whole.reshape(header.shape, order="F" if header.fortran else "C")
         if size is None:
             yield whole
@@ -354,7 +360,7 @@ def _pieces(path: Path, name: str, header: _Header, file, size: int | None) -> I
         return
     for start in range(0, total, step):
         rows = min(step, total - start)
-        values = _numbers(path, name, file, header.dtype, rows * int(np.prod(row)), start + rows == total)
+        values = _numbers(path, name, file, header.dtype, rows * math.prod(row), start + rows == total)
         yield values.reshape(rows, *row)
 
 
@@ -364,7 +370,7 @@ def _numbers(path: Path, name: str, file, dtype: np.dtype, count: int, last: boo
         data = file.read(count * dtype.itemsize)
         if last:
             file.read(1)
-    except (OSError, EOFError, zipfile.BadZipFile, zipfile.zlib.error) as error:
+    except (OSError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         raise InputError(f"cannot read array {name!r} from {path}: {error}") from None
     if len(data) < count * dtype.itemsize:
         raise InputError(f"{path}: array {name!r} is cut short")
@@ -420,7 +426,8 @@ def _called(function, what: str):
     try:
         return function()
     except Exception as error:
-        raise InputError(f"{what} failed: {type(error).__name__}: {error}") from error
+        words = " ".join(str(error).split())
+        raise InputError(f"{what} failed: {type(error).__name__}: {words}") from error
 
 
 def _from_random(inputs, optional, batch):
