@@ -93,6 +93,35 @@ def test_text_has_a_perplexity(tmp_path):
         compare_models(same("N", "T", 8), same("N", "T", 8), path, labels=np.full((2, 3), -100))
 
 
+def test_a_language_model(tmp_path):
+    """Tokens in, logits of a table out, with padding: the measures of the labels that count."""
+    table, rng = np.random.default_rng(8).standard_normal((9, 9)).astype(np.float32), np.random.default_rng(9)
+    ids, labels = rng.integers(0, 9, (6, 5)), rng.integers(0, 9, (6, 5))
+    labels[4, 2:] = -100
+
+    def build(table):
+        return model([node("Gather", ["t", "ids"], ["logits"])], [value("ids", ["N", "T"], T.INT64)],
+                     {"logits": ["N", "T", 9]}, {"t": table})
+    path = save(tmp_path / "d.npz", ids=ids.astype(np.int32), labels=labels)
+    report = compare_models(build(table), build(table * 2), path, batch=4)
+    counts = labels != -100
+    for scale, answers in zip((1, 2), report.answers):
+        wanted = metrics.nll(table[ids][counts] * scale, labels[counts])
+        assert math.isclose(answers.perplexity, math.exp(wanted), rel_tol=1e-12)
+    assert report.labels == counts.sum() == 27 and only(report).rows == 30
+
+
+def test_weights_that_are_inputs_too(tmp_path):
+    """As IR 3 wants it: they have values and need no data, whether the other model lists them or not."""
+    nodes, w = [node("MatMul", ["x", "w"], ["y"])], np.eye(4, dtype=np.float32)
+    listed = model(nodes, {"x": ["N", 4], "w": [4, 4]}, {"y": ["N", 4]}, {"w": w}, ir=3, opset=9)
+    np.save(tmp_path / "x.npy", LOGITS)
+    for pair in ((listed, model(nodes, {"x": ["N", 4]}, {"y": ["N", 4]}, {"w": w})), (listed, listed)):
+        for a, b in (pair, pair[::-1]):
+            for source in (tmp_path / "x.npy", "random"):
+                assert only(compare_models(a, b, source)).sqnr_db == math.inf
+
+
 def test_probabilities_are_taken_as_they_are(tmp_path):
     path = save(tmp_path / "d.npz", x=LOGITS, labels=LABELS)
     logits = compare_models(same("N", 4), same("N", 4, op="Neg"), path)
