@@ -13,15 +13,15 @@ from refq.formats.names import number_format
 from refq.version import __version__
 
 __all__ = [
-    "Diffused", "Gram", "InputError", "Packed", "Quantized", "convert", "data_type", "decode",
+    "Diffused", "Gram", "InputError", "Packed", "Quantized", "compare_models", "convert", "data_type", "decode",
     "dequantize", "diffuse", "diffuse_gram", "encode", "fake_quantize", "gguf_decode", "gguf_encode",
     "gguf_type", "number_format", "pack", "quantize", "quantize_model", "rotate", "unpack", "unrotate",
     "__version__",
 ]
 
 
-# What few calls need is imported when it is first asked for; quantize_model loads onnx.
-_LATER = {"quantize_model": "refq.models.quantize",
+# What few calls need is imported when it is first asked for; the models load onnx.
+_LATER = {"quantize_model": "refq.models.quantize", "compare_models": "refq.models.compare",
           **dict.fromkeys(("Diffused", "Gram", "diffuse", "diffuse_gram"), "refq.diffusion.diffuse")}
 
 
