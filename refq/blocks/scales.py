@@ -164,10 +164,17 @@ def _exponents(whole, units, block: Block, choices: Choices) -> Scales:
         return scales
     lowest = exponents(block.scale_row.name)[0]
     exponent = np.frexp(scales.divisor)[1] - 1
-    inner = np.where(units == 0, lowest - 64, shared_exponent(units, block.elements.emax, past))
-    offset = np.clip(exponent - np.where(np.isinf(units), 1 << 20, inner), 0, (1 << bits) - 1)
+    inner = shared_exponent(units, block.elements.emax, past)
+    if not units.all():
+        inner[units == 0] = lowest - 64
+    if not np.isfinite(units).all():
+        inner[np.isinf(units)] = 1 << 20
+    offset = np.subtract(exponent, inner, out=inner)
+    np.clip(offset, 0, (1 << bits) - 1, out=offset)
     offset[scales.codes == nan_code(block.scale_row)] = 0
-    return scales._replace(divisor=np.ldexp(1.0, exponent - offset), offsets=(offset.astype(np.uint8),))
+    kept = offset.astype(np.uint8)
+    words = np.subtract(exponent, offset, dtype=np.int64) + 1023        # 2^(exponent - offset) by its bits
+    return scales._replace(divisor=(words << 52).view(np.float64), offsets=(kept,))
 
 
 def power_scales(found, whole, block: Block, choices: Choices) -> Scales:
@@ -199,7 +206,7 @@ def power_scales(found, whole, block: Block, choices: Choices) -> Scales:
 def shared_exponent(amax, emax: int, past) -> np.ndarray:
     """floor(log2 amax) - emax, and one more past the threshold; exponents of zeros and infinities mean nothing."""
     fraction, exponent = np.frexp(amax)
-    exponent = exponent.astype(np.int64) - 1 - emax
+    exponent -= 1 + emax
     if past is not None:
         threshold, itself = past[0] / 2, past[1]                 # frexp's fractions lie below 1
         reached = np.asarray(float(threshold), amax.dtype)
@@ -233,11 +240,16 @@ def _floats(flat, tiles: Tiles, whole, block: Block, choices: Choices, tensor_sc
 
 def _sizes(whole):
     """Largest magnitudes in float64, fit for a division; 0 for infinities and NaN."""
-    return np.where(np.isfinite(whole), to_odd(whole.astype(np.float64)), 0)
+    wide = whole.astype(np.float64) if whole.dtype == np.float32 else to_odd(whole)
+    finite = np.isfinite(wide)
+    return wide if finite.all() else np.where(finite, wide, 0)
 
 
 def _finish(codes, values, whole, outer, tensor_scale, row, choices) -> Scales:
     """Tiles of zeros, NaN and infinities, and those flushed, under float scales; divisors. Spec: BLOCK-16."""
+    dead = np.zeros(len(whole), bool)
+    if values.all() and whole.all() and np.isfinite(whole).all():        # no odd tile: nothing to see to
+        return Scales(codes, (values * outer)[:, None], dead, tensor_scale)
     largest = np.isinf(whole) & (choices.inf == "largest")
     zero, broken = whole == 0, ~np.isfinite(whole) & ~largest
     flushed = (values == 0) & ~zero & ~largest & ~broken
@@ -254,7 +266,8 @@ def _finish(codes, values, whole, outer, tensor_scale, row, choices) -> Scales:
 def positive_scale(quotients, positive, row):
     """Codes and values of quotients rounded to nearest even; no zero where `positive` says so (BLOCK-9)."""
     codes = codec.encode(quotients, row, "rne", OVERFLOW)
-    codes = np.where(positive & (codes == 0), 0 if not row.has_zero else 1, codes).astype(codes.dtype)
+    if row.has_zero:
+        codes[positive & (codes == 0)] = 1
     return codes, codec.decode(codes, row, np.float64)
 
 
