@@ -5,7 +5,7 @@ scale sees each tile beside one whose largest magnitude is TOP, so that both rec
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, fields
 from fractions import Fraction
 
 import numpy as np
@@ -128,15 +128,40 @@ def _count(x, axis, block: Block, pair, counts: Counts):
 # ------------------------------------------------------------------------------------------------------------
 # witnesses
 
-@dataclass
 class _Seen:
-    """What one recipe makes of many tiles: one row each."""
+    """What one recipe makes of many tiles, each by itself: one row a tile.
 
-    scales: np.ndarray
-    codes: np.ndarray
-    values: np.ndarray
-    tensor: list
-    refused: dict = field(default_factory=dict)
+    refused: the rows that the recipe refuses, and its words.
+    """
+
+    def __init__(self, tiles, block: Block, recipe: Recipe):
+        count = len(tiles)
+        self.scales, self.codes = np.zeros(count, np.int64), np.zeros(tiles.shape, np.int64)
+        self.values, self.tensor = np.full(tiles.shape, np.nan), np.full(count, np.nan)
+        self.refused: dict[int, str] = {}
+        apart = np.full(count, block.tile == "tensor")
+        if block.outer:                             # odd tiles could spoil the tensor scale of the others
+            apart |= ~np.isfinite(tiles).all(axis=1)
+        for rows in (np.flatnonzero(~apart), *np.flatnonzero(apart)[:, None]):
+            self._look(tiles, rows, block, recipe)
+
+    def _look(self, tiles, rows, block: Block, recipe: Recipe):
+        """Fill in some rows; where one is refused, the halves one after the other."""
+        try:
+            q = quantize(_alone(tiles[rows], block), block, -1, recipe=recipe)
+        except InputError as error:
+            if len(rows) == 1:
+                self.refused[int(rows[0])] = str(error)
+            else:
+                for part in np.array_split(rows, 2):
+                    self._look(tiles, part, block, recipe)
+            return
+        first, count = (1 if block.outer else 0), len(rows) + (1 if block.outer else 0)
+        self.scales[rows] = q.scales.reshape(count, -1)[first:, 0]
+        self.codes[rows] = q.codes.reshape(count, -1)[first:]
+        self.values[rows] = q.dequantize(np.float64).reshape(count, -1)[first:]
+        if q.tensor_scale is not None:
+            self.tensor[rows] = q.tensor_scale
 
 
 def _witnesses(tiles, block: Block, pair) -> list[Witness]:
@@ -144,62 +169,12 @@ def _witnesses(tiles, block: Block, pair) -> list[Witness]:
     found: dict[str, tuple[float, Witness]] = {}
     for part in (tiles[:, :1], tiles):
         part = np.unique(np.ascontiguousarray(part).view(np.uint32), axis=0).view(np.float32)
-        seen = [_see(part, block, recipe) for recipe in pair]
+        seen = [_Seen(part, block, recipe) for recipe in pair]
         for kind, row, weight in _kinds(part, seen, block):
             if kind not in found:
                 shown = (_shown(one, row, block) for one in seen)
                 found[kind] = weight, Witness(kind, tuple(map(float, part[row])), *shown)
     return [witness for _, witness in sorted(found.values(), key=lambda item: (len(item[1].values), item[0]))]
-
-
-def _see(tiles, block: Block, recipe: Recipe) -> _Seen:
-    """Every tile by itself, as far as the data type lets tiles be apart."""
-    if block.tile != "tensor":
-        ordinary = np.isfinite(tiles).all(axis=1) if block.outer else np.ones(len(tiles), bool)
-        try:
-            whole = _see_together(tiles[ordinary], block, recipe)
-        except InputError:
-            ordinary[:] = False
-        else:
-            if ordinary.all():
-                return whole
-    else:
-        ordinary = np.zeros(len(tiles), bool)
-    return _merged([_see_one(tile, block, recipe) for tile in tiles[~ordinary]],
-                   whole if ordinary.any() else None, ordinary, tiles.shape[1])
-
-
-def _see_together(tiles, block: Block, recipe: Recipe) -> _Seen:
-    q = quantize(_alone(tiles, block), block, -1, recipe=recipe)
-    skip = 1 if block.outer else 0
-    count = len(tiles)
-    return _Seen(q.scales.reshape(count + skip, -1)[skip:, 0], q.codes.reshape(count + skip, -1)[skip:],
-                 q.dequantize(np.float64).reshape(count + skip, -1)[skip:], [q.tensor_scale] * count)
-
-
-def _see_one(tile, block: Block, recipe: Recipe):
-    try:
-        return _see_together(tile[None], block, recipe)
-    except InputError as error:
-        return str(error)
-
-
-def _merged(singles, whole, ordinary, width: int) -> _Seen:
-    """The tiles seen one by one among those seen together."""
-    count = len(ordinary)
-    seen = _Seen(np.zeros(count, np.int64), np.zeros((count, width), np.int64), np.full((count, width), np.nan),
-                 [None] * count)
-    for row, one in zip(np.flatnonzero(~ordinary), singles):
-        if isinstance(one, str):
-            seen.refused[int(row)] = one
-        else:
-            seen.scales[row], seen.codes[row], seen.values[row] = one.scales[0], one.codes[0], one.values[0]
-            seen.tensor[row] = one.tensor[0]
-    if whole is not None:
-        seen.scales[ordinary], seen.codes[ordinary], seen.values[ordinary] = whole.scales, whole.codes, whole.values
-        for row, tensor in zip(np.flatnonzero(ordinary), whole.tensor):
-            seen.tensor[row] = tensor
-    return seen
 
 
 def _alone(tiles, block: Block):
@@ -214,8 +189,7 @@ def _alone(tiles, block: Block):
 def _kinds(tiles, seen, block: Block) -> list[tuple[str, int, float]]:
     """(kind, row, weight) of the smallest tile of every kind of difference."""
     a, b = seen
-    tensor_a, tensor_b = (np.array([np.nan if t is None else float(t) for t in one.tensor]) for one in seen)
-    tensors = ~((tensor_a == tensor_b) | np.isnan(tensor_a) & np.isnan(tensor_b))
+    tensors = ~((a.tensor == b.tensor) | np.isnan(a.tensor) & np.isnan(b.tensor))
     scales, refused = a.scales != b.scales, _flags(a.refused, len(tiles)) != _flags(b.refused, len(tiles))
     place = (a.codes != b.codes).argmax(axis=1)
     rows = np.arange(len(tiles))
@@ -271,7 +245,7 @@ def _shown(seen: _Seen, row: int, block: Block) -> dict:
     shown = {"scale": f"{int(seen.scales[row]):0{digits[0]}x}",
              "codes": [f"{int(code):0{digits[1]}x}" for code in seen.codes[row]],
              "values": [float(value) for value in seen.values[row]]}
-    if seen.tensor[row] is not None:
+    if block.outer:
         shown["tensor_scale"] = float(seen.tensor[row])
     return shown
 
