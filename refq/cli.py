@@ -256,11 +256,7 @@ def _quantize(options) -> None:
         options.model, options.output, options.dtype, options.method, include=options.include,
         exclude=options.exclude, export=options.export, rounding=options.round, recipe=options.recipe,
         progress=sys.stderr.isatty())
-    if options.json:
-        write_whole(options.json, _json(report.to_json()) + "\n")
-    if options.html:
-        write_whole(options.html, report.to_html())
-    print(report.table())
+    _deliver(report, options)
 
 
 # -- compare -------------------------------------------------------------------------------------------------
@@ -285,6 +281,11 @@ def _compare(options) -> None:
     _require_folders(options.json, options.html)
     report = compare_models(options.a, options.b, options.data, options.labels, options.engine, options.batch,
                             progress=sys.stderr.isatty())
+    _deliver(report, options)
+
+
+def _deliver(report, options) -> None:
+    """A report in the files asked for, and as a table."""
     if options.json:
         write_whole(options.json, _json(report.to_json()) + "\n")
     if options.html:

@@ -89,7 +89,7 @@ def quantize(x, dtype, axis=-1, rounding=None, recipe=None, random_bits=None, ra
     random_bits, random_width: for stochastic roundings, as in `encode`, shape of x.
     tensor_scale: a positive float32 to use as the second scale of a two-level type; else x gives one.
     Elements and scales saturate unless the recipe says otherwise. Raises InputError for bad names, axes and
-    operands. Spec: BLOCK-1 to BLOCK-15, CB-1, SPARSE-1, RULE-1, REC-1.
+    operands. Spec: BLOCK-1 to BLOCK-16, CB-1, SPARSE-1, RULE-1, REC-1.
     """
     block, x = data_type(dtype), np.asarray(x)
     how = recipe_of(block, recipe)

@@ -226,6 +226,8 @@ def recipe(name) -> Recipe:
     if plain not in RECIPES:
         raise InputError(f"recipe {plain!r} is not known; allowed are {', '.join(RECIPES)}")
     found = RECIPES[plain]
+    if not changes:
+        return found
     for change in changes:
         field, equals, value = (part.strip() for part in change.partition("="))
         fit = changeable(RECIPES[plain])
