@@ -506,7 +506,7 @@ def test_the_own_input_is_never_overwritten(tmp_path, monkeypatch):
 def test_a_failure_leaves_the_old_file_and_no_litter(tmp_path, monkeypatch):
     target = tmp_path / "q.onnx"
     target.write_bytes(b"old")
-    monkeypatch.setattr("refq.models.quantize._same", lambda *_: False)
+    monkeypatch.setattr("refq.models.deliver._same", lambda *_: False)
     with pytest.raises(RuntimeError, match="reads back differently"):
         quantize_model(TWO, target)
     assert target.read_bytes() == b"old" and os.listdir(tmp_path) == ["q.onnx"]

@@ -3,19 +3,20 @@
 import difflib
 from collections import defaultdict
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from fnmatch import fnmatchcase
 
 import numpy as np
-import onnx
-from onnx import TensorProto, helper
+from onnx import TensorProto
 
 from refq.blocks.quantize import Quantized, quantize
 from refq.blocks.rows import Block, data_type
 from refq.errors import InputError
 from refq.models import files
+from refq.models.deliver import deliver, stamp
 from refq.models.export import FLOAT_PLAN, Exported, Plan, Tables, encode_weight, float_weight, plan, restored
-from refq.models.graph import Graph, Scope, Use
+from refq.models.graph import Graph
+from refq.models.insert import Weight, insert
 from refq.models.report import Report, Row, measure
 from refq.models.weights import FLOATS, WeightSite, find_weights, read_weight
 from refq.version import __version__
@@ -54,22 +55,12 @@ def quantize_model(model_input, model_output=None, dtype="mxfp4", method="rtn", 
 
     graph, sites, chosen = _find(source, block, chosen, _patterns(include), _patterns(exclude), warnings)
     rows, done = _cast_all(graph, sites, block, cast, chosen, method, _teller(progress))
-    _insert(graph, done)
-    _stamp(graph.model, settings)
-    size = _deliver(graph.model, model_output, source, done, flaw, warnings)
+    insert(graph, done)
+    stamp(graph.model, settings)
+    size = deliver(graph.model, model_output, source, done, flaw, warnings)
     return Report(rows=rows, version=__version__, parameters=parameters, source_bytes=source.size,
                   target_bytes=size, source=str(source.path or ""), target=str(model_output or ""),
                   warnings=tuple(warnings), model=graph.model if model_output is None else None, **settings)
-
-
-@dataclass(frozen=True, eq=False)
-class _Done:
-    """One weight in the new data type, and the layers that use it."""
-
-    sites: tuple[WeightSite, ...]
-    q: Quantized
-    exported: Exported
-    row: Row
 
 
 # -- what to do ----------------------------------------------------------------------------------------------
@@ -171,7 +162,7 @@ def _teller(progress) -> Callable[[int, int, str], None]:
 
 
 def _cast_all(graph: Graph, sites: list[WeightSite], block: Block, cast: dict, chosen: Plan, method: str,
-              tell) -> tuple[tuple[Row, ...], list[_Done]]:
+              tell) -> tuple[tuple[Row, ...], list[Weight]]:
     """Quantise every weight once. Returns a row for every site, in order, and the new weights."""
     groups: dict[tuple, list[WeightSite]] = defaultdict(list)
     for site in sites:
@@ -192,7 +183,7 @@ def _cast_all(graph: Graph, sites: list[WeightSite], block: Block, cast: dict, c
 
 
 def _cast_one(graph: Graph, sites: tuple[WeightSite, ...], block: Block, cast: dict, chosen: Plan,
-              method: str, tables: Tables) -> _Done:
+              method: str, tables: Tables) -> Weight:
     first = sites[0]
     x = read_weight(graph, first)
     flat = not isinstance(block.tile, tuple)
@@ -204,11 +195,11 @@ def _cast_one(graph: Graph, sites: tuple[WeightSite, ...], block: Block, cast: d
                   encoding=exported.encoding)
     if not np.isfinite(effective).all():
         reason = f"its quantised values go beyond {FLOATS[first.type]}, the type of the file"
-        return _Done(sites, q, exported, replace(_skipped(first), reason=reason))
+        return Weight(sites, q, exported, replace(_skipped(first), reason=reason))
     found = measure(x, q, effective)
     row = replace(row, sqnr_db=found.sqnr_db, saturated=found.saturated, flushed=found.flushed,
                   histogram=found.histogram)
-    return _Done(sites, q, exported, row)
+    return Weight(sites, q, exported, row)
 
 
 def _export(q: Quantized, site: WeightSite, chosen: Plan, tables: Tables) -> tuple[Exported, str]:
@@ -234,111 +225,3 @@ def _row_of(site: WeightSite, members: list[WeightSite], row: Row) -> Row:
     return replace(row, node=own.node, op=own.op, output=own.output, tensor=own.tensor, where=own.where,
                    reached=own.reached, reason="; ".join(filter(None, (row.reason, site.note))),
                    shared=tuple(other.key for other in members if other is not site))
-
-
-# -- the new graph -------------------------------------------------------------------------------------------
-
-def _insert(graph: Graph, done: list[_Done]) -> None:
-    """Put every new weight where its users see it, let them read it, and drop what nothing reads now."""
-    for item in done:
-        if not item.exported.nodes and _in_place(graph, item):
-            continue
-        home = _common_scope([site.static.scope for site in item.sites])
-        home.graph.initializer.extend(item.exported.initializers)
-        first = min(item.sites, key=lambda site: _ancestor(site, home))
-        graph.insert_before(first.node, home, item.exported.nodes)
-        for site in item.sites:
-            graph.rewire(Use(site.node, site.operand, site.node.scope), item.exported.output)
-        item.exported.initializers.clear()  # the graph has its own copies
-    graph.commit()
-
-
-def _in_place(graph: Graph, item: _Done) -> bool:
-    """Overwrite a stored tensor that only these layers read; False when that is not so."""
-    stored = item.sites[0].static
-    readers = {(id(site.node), site.operand) for site in item.sites}
-    uses = {(id(use.node), use.index) for use in graph.uses(stored.scope, stored.name)}
-    replaceable = stored.overridable and graph.model.ir_version >= 4
-    if not stored.is_leaf or stored.stored is None or replaceable or uses != readers:
-        return False
-    name = stored.stored.name
-    stored.stored.CopyFrom(item.exported.initializers[0])
-    stored.stored.name = name
-    return True
-
-
-def _common_scope(scopes: list[Scope]) -> Scope:
-    """The innermost scope that all of these see."""
-    def outward(scope):
-        while scope is not None:
-            yield scope
-            scope = scope.parent
-    seen = [list(outward(scope)) for scope in scopes]
-    return next(scope for scope in seen[0] if all(any(scope is s for s in others) for others in seen))
-
-
-def _ancestor(site: WeightSite, home: Scope) -> int:
-    """Position in `home` of the site's node, or of the node whose body it is in."""
-    node = site.node
-    while node.scope is not home:
-        node = node.scope.owner
-    return node.position
-
-
-def _stamp(model: onnx.ModelProto, settings: dict[str, str]) -> None:
-    """IR version and metadata of the result."""
-    needed = helper.find_min_ir_version_for(list(model.opset_import), ignore_unknown=True)
-    inputs = {value.name for value in model.graph.input}
-    bare = any(tensor.name not in inputs for tensor in model.graph.initializer)  # allowed from IR 4 on
-    model.ir_version = max(model.ir_version, needed, 4 if bare else 3)
-    facts = {"refq.version": __version__, **{f"refq.{key}": value for key, value in settings.items()}}
-    kept = [(entry.key, entry.value) for entry in model.metadata_props if entry.key not in facts]
-    helper.set_model_props(model, dict(kept) | facts)
-
-
-# -- the result ----------------------------------------------------------------------------------------------
-
-
-def _deliver(model: onnx.ModelProto, path, source: files.Source, done: list[_Done], flaw: str,
-             warnings: list[str]) -> int:
-    """Check the result, write it if there is a path, and return its size in bytes."""
-    def verify(written, directory, file=None):
-        _check(written, file, flaw, warnings)
-        _compare(written, directory, done)
-    if path is not None:
-        return files.write(model, path, source, verify)
-    files.embed(model, source.directory)
-    data = model.SerializeToString(deterministic=True)
-    verify(onnx.load_from_string(data), "")
-    return len(data)
-
-
-def _check(model: onnx.ModelProto, path, flaw: str, warnings: list[str]) -> None:
-    problem = files.problem(model, path)
-    if problem and flaw:
-        warnings.append(f"onnx.checker objects to the source, and so to the result: {problem}")
-    elif problem:
-        raise RuntimeError(f"refq made a model that onnx.checker refuses, nothing was written: {problem}")
-
-
-def _compare(model: onnx.ModelProto, directory: str, done: list[_Done]) -> None:
-    """Read every weight back through the operators that were written and compare it with what it must be."""
-    graph = Graph(model, directory)
-    nodes = {(node.scope.path, node.key): node for node in graph.nodes()}
-    for item in done:
-        wanted = restored(item.q, item.sites[0].type)[0].reshape(item.sites[0].stored_shape)
-        for site in item.sites:
-            node = nodes[site.place]
-            found = graph.array(graph.static(node.scope, node.proto.input[site.operand]))
-            if not _same(found, wanted, item.exported.exact):
-                raise RuntimeError(
-                    f"weight {site.tensor!r} of {node.title!r} reads back differently from what was "
-                    "quantised; nothing was written")
-
-
-def _same(found: np.ndarray, wanted: np.ndarray, exact: bool) -> bool:
-    """Equal values; where the chain rounds twice, within one float32 ulp."""
-    if found.shape != wanted.shape or exact:
-        return np.array_equal(found, wanted)
-    found, wanted = found.astype(np.float32), wanted.astype(np.float32)
-    return bool((np.abs(found - wanted) <= np.spacing(np.abs(wanted))).all())
