@@ -3,8 +3,10 @@
 import os
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import ml_dtypes
 import numpy as np
 import pytest
 
@@ -115,7 +117,7 @@ def test_recipes_with_operations_of_their_own(recipe, name):
     assert_equal(a.quantized, b.quantized)
     assert a.quantized.recipe == recipe and a.error < a.rtn_error
     searched = diffuse(w, x, x_hat, name, recipe=recipe)
-    assert searched.scale == ("search" if recipe in ("ocp,tiny_tile=flush",) else "weights")
+    assert searched.scale == ("search" if recipe.startswith("ocp,") else "weights")
 
 
 @pytest.mark.parametrize("recipe, name", [*RECIPES, *((None, name) for name in TYPES)])
@@ -137,14 +139,61 @@ def test_tiles_of_any_width(tile, columns):
         assert_equal(diffuse(w, x, x_hat, name).quantized, residual.quantized)
 
 
-@pytest.mark.parametrize("dtype", [np.float64, np.float32, np.float16, np.int16])
-def test_weights_of_any_dtype(dtype):
+@pytest.mark.parametrize("dtype", [np.float64, np.float32, np.float16, ml_dtypes.bfloat16, np.int16])
+def test_weights_and_inputs_of_any_dtype(dtype):
     w, x, x_hat = layer(6, 40, 50)
-    w = (w * 8).astype(dtype)
+    w, x, x_hat = ((part * 8).astype(dtype) for part in (w, x, x_hat))
+    exact = diffuse(*(part.astype(np.float64) for part in (w, x, x_hat)), "mxfp4")
+    for form in ("gram", "residual"):
+        assert_equal(diffuse(w, x, x_hat, "mxfp4", form=form).quantized, exact.quantized)
     got = diffuse(w, x, x_hat, "mxfp4", scale="weights").quantized
     assert np.array_equal(got.scales, refq.quantize(w, "mxfp4").scales)
     wide = diffuse(w.astype(np.float64), x, x_hat, "mxfp4", scale="weights").quantized
     assert np.array_equal(got.codes, wide.codes)
+
+
+@pytest.mark.parametrize("method", ["ed", "qronos"])
+def test_arrays_of_any_layout(method):
+    """Fortran order, steps in memory and steps backwards, for weights along either axis and for inputs."""
+    w, x, x_hat = layer(12, 40, 50)
+    held = layer(12, 40, 50, 1)[1:]
+    want = diffuse(w, x, x_hat, "nvfp4", method, held=held)
+
+    def spaced(array):
+        room = np.zeros((2 * array.shape[0], 3 * array.shape[1]), array.dtype)[::-2, ::3]
+        room[...] = array
+        return room
+    for lay in (np.asfortranarray, spaced):
+        streams, kept = (lay(x), lay(x_hat)), tuple(map(lay, held))
+        for axis, array in ((1, lay(w)), (0, lay(w.T)), (0, lay(w).T)):
+            got = diffuse(array, *streams, "nvfp4", method, axis, held=kept)
+            codes = got.quantized.codes if axis else got.quantized.codes.T
+            assert np.array_equal(codes, want.quantized.codes)
+            assert got.held_error == pytest.approx(want.held_error) and got.error == pytest.approx(want.error)
+        assert Gram.of(x, x_hat).local(lay(w), lay(w)) == 0
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_inputs_of_one_row(method):
+    w, x, x_hat = layer(dead=False)
+    for given in (None, x_hat[:1]):
+        gram = Gram.of(x[:1], given)
+        got = diffuse_gram(w, gram, "mxfp4", method)
+        assert gram.rows == 1 and got.error <= got.rtn_error * (1 + 1e-9)
+        hat = x[:1] if given is None else given
+        error = output_error(w, x[:1], hat, got.quantized)
+        assert got.error == pytest.approx(error, rel=1e-6, abs=1e-9 * gram.signal(w))
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("scale", SCALES)
+def test_inputs_that_are_all_zero(method, scale):
+    w, x, _ = layer()
+    for given in (None, np.zeros_like(x)):
+        own = 0 * x if given is None else x
+        got = diffuse(w, own, given, "mxfp4", method, scale=scale, held=(x, given))
+        assert_equal(got.quantized, refq.quantize(w, "mxfp4"))
+        assert got.error == pytest.approx(got.rtn_error)
 
 
 def test_sparse_weights_keep_their_mask_and_are_made_up_for():
@@ -264,6 +313,65 @@ def test_memory_does_not_grow_with_rows():
     assert gram.rows == 5000 and sum(part.nbytes for part in (gram.h, gram.g, gram.f)) == 3 * 8 * 8 * 8
 
 
+def test_errors_for_reports(monkeypatch):
+    """What comes in, what a layer adds itself, and what both are measured against."""
+    w, x, x_hat = layer()
+    q = refq.quantize(w, "mxfp4").dequantize()
+    wide, meant, x, x_hat = (part.astype(np.float64) for part in (w, q, x, x_hat))
+    monkeypatch.setattr(room, "STRIP", 16)
+    for gram, hat in ((Gram.of(x), x), (Gram.of(x, x_hat), x_hat)):
+        squares = [((a @ b.T) ** 2).sum() for a, b in ((x, wide), (x, wide - meant), (x - hat, wide))]
+        assert gram.signal(w) == pytest.approx(squares[0])
+        assert gram.local(w, q) == pytest.approx(squares[1])
+        assert gram.inherited(w) == pytest.approx(squares[2], abs=1e-9)
+        assert all(isinstance(n, float) for n in (gram.signal(w), gram.local(w, q), gram.inherited(w)))
+        with pytest.raises(InputError, match=r"must have the shape \(rows, 70\), got \(20, 69\)"):
+            gram.signal(w[:, 1:])
+    assert Gram.of(x).error(w, q) == pytest.approx(Gram.of(x).local(w, q))
+
+
+def test_sums_of_grams():
+    _, x, x_hat = layer()
+    x, x_hat = np.round(8 * x), np.round(8 * x_hat)         # whole numbers: sums are exact
+    for first, second in ((None, None), (None, x_hat), (x_hat, None), (x_hat, x_hat)):
+        apart, whole = (Gram.of(x[:50], None if first is None else first[:50]) for _ in range(2))
+        more = None if second is None else second[50:]
+        apart.add(Gram.of(x[50:], more))
+        whole.update(x[50:], more)
+        assert (apart.rows, apart.same) == (whole.rows, whole.same) == (120, first is None and second is None)
+        assert all(np.array_equal(getattr(apart, name), getattr(whole, name)) for name in "hgf")
+        assert (apart.h is apart.g is apart.f) == apart.same
+    apart.add(apart)
+    assert apart.rows == 240 and np.array_equal(apart.h, 2 * whole.h)
+    with pytest.raises(InputError, match=r"sums of shape \(3, 3\) cannot be added to some of .* \(70, 70\)"):
+        apart.add(Gram(3))
+    with pytest.raises(InputError, match="other must be a Gram, got ndarray"):
+        apart.add(x)
+
+
+@pytest.mark.parametrize("method", ["ed", "gptq", "qronos"])
+def test_parts_of_the_rows_in_any_number_of_threads(method):
+    """What parts have in common is worked out once, by whoever comes first, and anew after an update."""
+    w, x, x_hat = layer(64, 96, 200)
+    parts = np.split(w, 8)
+
+    def coded(gram, threads):
+        with ThreadPoolExecutor(threads) as pool:
+            done = pool.map(lambda part: diffuse_gram(part, gram, "mxfp4", method), parts)
+            return np.concatenate([found.quantized.codes for found in done])
+    one, four = Gram.of(x, x_hat), Gram.of(x, x_hat)
+    codes = coded(one, 1)
+    for _ in range(3):
+        assert np.array_equal(coded(four, 4), codes) and len(four._memory) == 1
+    assert np.array_equal(diffuse_gram(w, one, "mxfp4", method).quantized.codes, codes)
+    for change in (lambda gram: gram.update(x[:90], x[:90]), lambda gram: gram.add(Gram.of(x[:90], x[:90]))):
+        changed = Gram.of(x, x_hat)
+        coded(changed, 1)
+        change(changed)
+        fresh = Gram.of(np.concatenate([x, x[:90]]), np.concatenate([x_hat, x[:90]]))
+        assert np.array_equal(coded(changed, 1), coded(fresh, 1))
+
+
 # --- never worse than direct cast -----------------------------------------------------------------
 
 @pytest.mark.parametrize("method", METHODS)
@@ -346,6 +454,10 @@ BROKEN = np.where(np.arange(6) == 2, np.nan, X)
     ({"dtype": "mxfp5"}, "data type 'mxfp5' is not known"),
     ({"recipe": "te_nvfp4"}, "recipe 'te_nvfp4' is for"),
     ({"recipe": "ocp,rounding=sra"}, "rounding 'sra' .* deterministic roundings are allowed"),
+    ({"rounding": "src"}, "rounding 'src' .* deterministic roundings are allowed: rne, rna"),
+    ({"rounding": "up"}, "rounding 'up'"),
+    ({"rounding": "rto", "dtype": "nf4_t64"}, "nf4 has no rounding 'rto'"),
+    ({"rounding": "rup", "dtype": "nvfp4", "recipe": "te_nvfp4"}, "rounds elements by rne, not by rup"),
     ({"w": np.ones(4)}, r"w must be an array of shape \(outputs, inputs\), none .* got the shape \(4,\)"),
     ({"w": np.ones((0, 6))}, r"got the shape \(0, 6\)"),
     ({"w": np.full((4, 6), np.inf)}, "w holds inf at row 0, column 0; only finite values are allowed"),

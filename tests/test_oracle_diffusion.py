@@ -15,6 +15,7 @@ from refq.blocks import codebooks
 from refq.blocks.rows import Block
 from refq.diffusion.diffuse import SCALES, diffuse, diffuse_gram
 from refq.diffusion.gram import Gram
+from refq.formats.policies import ROUNDINGS
 from spec.oracle import diffusion as oracle
 from tests.test_oracle_blocks import facts, words
 
@@ -69,17 +70,17 @@ def problem(rows, columns, seed, two=True):
     return w.tolist(), x.tolist(), x_hat.tolist()
 
 
-def by_oracle(name, scale, w, x, x_hat):
+def by_oracle(name, scale, w, x, x_hat, rounding=None):
     block, formats, tables = described(name)
-    return oracle.diffuse(w, x, x_hat, block, formats, scale, tables)
+    return oracle.diffuse(w, x, x_hat, block, formats, scale, tables, rounding)
 
 
 @cache
-def solved(name, rows, columns, scale, two):
+def solved(name, rows, columns, scale, two, rounding=None):
     """The first problem whose margin is clear, and what the oracle makes of it."""
     for seed in range(60):
         made = problem(rows, columns, seed, two)
-        found = by_oracle(name, scale, *made)
+        found = by_oracle(name, scale, *made, rounding)
         if found.margin >= CLEAR:
             return made, found
     raise AssertionError(f"{name} {scale}: no problem with a clear margin")
@@ -133,6 +134,24 @@ def test_both_forms_are_the_oracles(name, rows, columns, scale):
             assert got.error == pytest.approx(float(want.error), rel=1e-9, abs=1e-6)
         other = diffuse(w.T.astype(np.float32), x, given, name, axis=0, scale=scale).quantized
         assert other.codes.T.tolist() == want.codes
+
+
+@pytest.mark.parametrize("name, rows, columns, rounding", [
+    (*case, name) for name, rule in ROUNDINGS.items() if not rule.stochastic for case in [
+        ("e2m1_e8m0_t4", 2, 8), ("int4_binary16_t8", 2, 10), ("nf4_bfloat16_t8", 2, 8), ("int8", 2, 7),
+        ("uint4_binary16_uint4_t8", 2, 10), ("uint4_binary16_binary16_t8", 2, 10), ("cb41fi", 2, 10)]
+    if name != "rto" or case[0] not in ("nf4_bfloat16_t8", "cb41fi")])     # listed values have no odd ones
+def test_roundings_are_the_oracles(name, rows, columns, rounding):
+    """Every deterministic rounding of the elements, by name and in a recipe."""
+    (w, x, x_hat), want = solved(name, rows, columns, "search", True, rounding)
+    w, x, x_hat = (np.array(part, np.float64) for part in (w, x, x_hat))
+    block = refq.data_type(name)
+    for form, how in (("gram", {"rounding": rounding}), ("residual", {"rounding": rounding}),
+                      ("gram", {"recipe": f"{block.recipe},rounding={rounding}"})):
+        got = diffuse(w, x, x_hat, name, form=form, **how)
+        assert_same(got.quantized, want, block, columns)
+        assert got.quantized.rounding == rounding
+        assert got.error == pytest.approx(float(want.error), rel=1e-9, abs=1e-6)
 
 
 def in_batches(x, x_hat):

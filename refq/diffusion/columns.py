@@ -18,13 +18,14 @@ CLOSE = 2.0 ** -30          # losses that differ by less of what they are made o
 @dataclass(frozen=True)
 class Coded:
     """What the loop gives: codes and the values they mean, (columns, rows); a choice a block; for every block
-    the candidate that each of its tiles took; the output error where the loop has met it, or None."""
+    the candidate that each of its tiles took; the output error of every line of tiles from the top row down
+    where the loop has met it, or None."""
 
     codes: np.ndarray
     values: np.ndarray
     choices: list[Choice]
     taken: list[np.ndarray]
-    error: float | None = None
+    errors: np.ndarray | None = None
 
 
 def code_columns(plan: Plan, grid: Grid, scale: str) -> Coded:
@@ -44,14 +45,16 @@ class _Loop:
         self.lost = np.empty(plan.weights.shape)
         self.codes = np.empty(plan.weights.shape, grid.code_dtype)
         self.choices, self.taken = [], []
+        self.dead = plan.diagonal == 0                          # they owe nothing
+        self.divisor = np.where(self.dead, 1.0, plan.diagonal)
         # With one stream the losses of the blocks add up to the output error (ED-5)
-        self.error = 0.0 if grid.movable and plan.drift is None and not plan.gaps else None
+        counted = grid.movable and plan.drift is None and not plan.gaps
+        self.errors = np.zeros(grid.tile_lines) if counted else None
 
     def run(self) -> Coded:
         self.blocks(0, len(self.grid.edges) - 1)
         values = np.subtract(self.plan.weights, self.lost, out=self.lost)
-        error = None if self.error is None else max(self.error, 0.0)
-        return Coded(self.codes, values, self.choices, self.taken, error)
+        return Coded(self.codes, values, self.choices, self.taken, self.errors)
 
     def blocks(self, low: int, high: int):
         """Blocks low to high: the first half, what the second owes to it, the second half."""
@@ -70,13 +73,12 @@ class _Loop:
         choices = self.candidates(part)
         owed = self.owed[part]
         if len(choices) == 1:
-            kept = None if self.error is None else owed.copy()
+            kept = None if self.errors is None else owed.copy()
             lost, codes = self.lost[part][:, None], self.codes[part][:, None]
             self.panels(part, choices, owed[:, None], lost, codes, None)
-            best = np.zeros(len(choices[0].codes) if grid.movable else 1, np.intp)
+            best = np.zeros(grid.tile_lines if grid.movable else 1, np.intp)
             if kept is not None:
-                loss, cross = self.losses(part, kept, lost)
-                self.error += float((loss + cross).sum())
+                self.errors += sum(self.losses(part, kept, lost))[0]
         else:
             shape = len(owed), len(choices), grid.rows
             lost, codes = np.empty(shape), np.empty(shape, self.codes.dtype)
@@ -103,29 +105,27 @@ class _Loop:
 
     def target(self, part):
         """What the block's columns would be if it lost nothing itself: (columns, rows). Spec: ED-3."""
-        plan, d = self.plan, self.plan.diagonal[part, None]
-        owed = self.owed[part]
+        plan, owed = self.plan, self.owed[part]
         if plan.drift is not None:
-            owed = owed + np.tril(plan.drift[part, part]) @ plan.weights[part]
-        found = plan.weights[part] + owed / np.where(d == 0, 1, d)      # dead columns owe nothing
+            owed = owed + plan.drift[part, part].lower() @ plan.weights[part]
+        found = plan.weights[part] + owed / self.divisor[part]
         return found if self.grid.mask is None else np.where(self.grid.mask[part], found, 0)
 
     def panels(self, part, choices, owed, lost, codes, gaps):
         """Code a block. owed: (columns of the block, 1, rows); the other arrays are filled."""
         plan, weights, cast = self.plan, self.plan.weights[part], self.grid.caster(choices, part.start)
-        below, diagonal = plan.below[part, part], plan.diagonal[part]
-        drift = None if plan.drift is None else np.tril(plan.drift[part, part])
-        flat = lost.reshape(len(lost), -1)
+        below, divisor, dead = plan.below[part, part], self.divisor[part], self.dead[part]
+        some_dead = dead.any(axis=1)
+        drift = None if plan.drift is None else plan.drift[part, part].lower()
         if len(owed) > PANEL and len(choices) > 1 or drift is not None:
             owed = np.repeat(owed, len(choices), axis=1)        # it changes here, and differs by candidate
         line, again, room = np.empty((3, len(choices), self.grid.rows))
 
         def add(low, middle, high):
             """What columns from middle owe to those from low."""
-            later = owed[middle:high]
-            later += (below[middle:high, low:middle] @ flat[low:middle]).reshape(later.shape)
+            owed[middle:high] += below[middle:high, low:middle] @ lost[low:middle]
             if drift is not None:
-                later += (drift[middle:high, low:middle] @ weights[low:middle])[:, None]
+                owed[middle:high] += (drift[middle:high, low:middle] @ weights[low:middle])[:, None]
 
         def run(low, high):
             if high - low > PANEL:
@@ -135,18 +135,17 @@ class _Loop:
                 return run(middle, high)
             if drift is not None:
                 owed[low:high] += (drift[low:high, low:high] @ weights[low:high])[:, None]
+            add_up = below[low:high, low:high].sums(lost[low:high], again)
             for k in range(low, high):
-                if diagonal[k]:
-                    if k > low:
-                        # no matrix library: a call so small is slower on several threads than on one
-                        np.einsum("k,kr->r", below[k, low:k], flat[low:k], out=again.reshape(-1))
-                        np.add(again, owed[k], out=again)
-                        np.divide(again, diagonal[k], out=line)
-                    else:
-                        np.divide(owed[k], diagonal[k], out=line)
-                    np.add(line, weights[k], out=line)
+                if k > low:
+                    add_up(k - low)
+                    np.add(again, owed[k], out=again)
+                    np.divide(again, divisor[k], out=line)
                 else:
-                    line[...] = weights[k]
+                    np.divide(owed[k], divisor[k], out=line)
+                np.add(line, weights[k], out=line)
+                if some_dead[k]:
+                    np.copyto(line, weights[k], where=dead[k])
                 if gaps is not None:
                     gaps[k] = line
                 cast(k, line, codes[k], room)
@@ -158,12 +157,12 @@ class _Loop:
     def best(self, part, owed, lost, gaps):
         """For every tile the candidate of the least loss. Spec: ED-5."""
         if gaps is not None:
-            loss = self.grid.tile_rows(((gaps * self.plan.diagonal[part, None, None]) ** 2).sum(axis=0))
+            loss = self.grid.tile_rows(((gaps * self.plan.diagonal[part, None]) ** 2).sum(axis=0))
             return least(loss, loss)
         own, cross = self.losses(part, owed, lost)
         best = least(own + cross, own + np.abs(cross))
-        if self.error is not None:
-            self.error += float((own + cross)[best, np.arange(len(best))].sum())
+        if self.errors is not None:
+            self.errors += (own + cross)[best, np.arange(len(best))]
         return best
 
     def losses(self, part, owed, lost):
@@ -171,7 +170,7 @@ class _Loop:
         plan = self.plan
         if plan.drift is not None:
             owed = owed + plan.drift[part, part] @ plan.weights[part]
-        moved = (plan.below[part, part] @ lost.reshape(len(lost), -1)).reshape(lost.shape)
+        moved = plan.below[part, part] @ lost
         own, cross = np.einsum("kcr,kcr->cr", lost, moved), 2 * np.einsum("kcr,kr->cr", lost, owed)
         return self.grid.tile_rows(own), self.grid.tile_rows(cross)
 

@@ -66,16 +66,20 @@ class Diffused:
 
 
 def diffuse(w, x, x_hat=None, dtype="mxfp4", method="ed", axis=-1, scale="search", recipe=None,
-            tensor_scale=None, held=None, trace=False, errors=True, form="gram") -> Diffused:
+            tensor_scale=None, held=None, trace=False, errors=True, form="gram", rounding=None) -> Diffused:
     """Quantise the weights of a layer O = X W^T by the inputs that it meets.
 
-    w: (outputs, inputs) float array, or (inputs, outputs) with axis=0: `axis` is the one inputs lie along.
+    w: (outputs, inputs) floats of any dtype and layout, or (inputs, outputs) with axis=0: `axis` is the one
+    that inputs lie along.
     x: (rows, inputs) float: inputs in the float model; or a Gram that has them summed up, and no x_hat.
     x_hat: the same rows in the partly quantised model; None: they are x.
     dtype: a data type's name or row. method: a key of METHODS. scale: a key of SCALES. recipe, tensor_scale:
-    as in `quantize`. held: rows kept back, x or (x, x_hat) or a Gram; direct cast is returned where it is
-    better on them. trace: whether to return what happened block by block. errors: whether to work out the
-    errors on x: one to three products of the size of the codes' own. form: a key of FORMS.
+    as in `quantize`, and rounding, but for the stochastic ones. held: rows kept back, x or (x, x_hat) or a
+    Gram; direct cast is returned where it is better on them. trace: whether to return what happened block by
+    block. errors: whether to work out the errors on x: one to three products of the size of the codes' own.
+    form: a key of FORMS.
+    Rows are independent of each other but for tiles of two dimensions, a tensor's scale and the guard: parts
+    of w may be coded in several threads beside one Gram, which works out once what they have in common.
     Raises InputError for shapes that do not fit, NaN and infinities, no rows and unknown names.
     Spec: ED-1 to ED-11.
     """
@@ -84,7 +88,7 @@ def diffuse(w, x, x_hat=None, dtype="mxfp4", method="ed", axis=-1, scale="search
         if not isinstance(word, str) or word not in known:
             raise InputError(f"{what} {word!r} is not known; allowed are {', '.join(known)}")
     w, axis = _weights(w, axis)
-    grid = Grid(w, block, recipe_of(block, recipe), axis, tensor_scale)
+    grid = Grid(w, block, recipe_of(block, recipe), axis, tensor_scale, rounding)
     lines = grid.lines(w, np.float64)
     gram = _gram(x, x_hat, grid.columns, "x")
     if held is not None:
@@ -94,7 +98,7 @@ def diffuse(w, x, x_hat=None, dtype="mxfp4", method="ed", axis=-1, scale="search
         if method.name != "ed" or isinstance(x, Gram):
             raise InputError("the residual form is the definition of method 'ed' and needs x itself; "
                              f"got method {method.name!r}")
-        streams = as_streams(x, x if x_hat is None else x_hat, grid.columns)
+        streams = as_streams(x, x if x_hat is None else x_hat, (), grid.columns)
         streams = (np.ascontiguousarray(stream, np.float64) for stream in streams)
         coded = code_by_residual(lines, *streams, grid, scale)[0]
     else:
@@ -103,11 +107,12 @@ def diffuse(w, x, x_hat=None, dtype="mxfp4", method="ed", axis=-1, scale="search
 
 
 def diffuse_gram(w, gram: Gram, dtype="mxfp4", method="ed", axis=-1, scale="search", recipe=None,
-                 tensor_scale=None, held=None, trace=False, errors=True) -> Diffused:
+                 tensor_scale=None, held=None, trace=False, errors=True, rounding=None) -> Diffused:
     """As `diffuse`, from Gram matrices summed over batches. Spec: ED-7."""
     if not isinstance(gram, Gram):
         raise InputError(f"gram must be a Gram, got {type(gram).__name__}; diffuse takes inputs as they are")
-    return diffuse(w, gram, None, dtype, method, axis, scale, recipe, tensor_scale, held, trace, errors)
+    return diffuse(w, gram, None, dtype, method, axis, scale, recipe, tensor_scale, held, trace, errors,
+                   rounding=rounding)
 
 
 def _direct(grid: Grid) -> Coded:
@@ -124,7 +129,7 @@ def _result(grid: Grid, asked: str, scale: str, coded: Coded, gram: Gram, held, 
         held_errors = held.errors(lines, coded.values, direct.values)
         if held_errors[1] < held_errors[0]:
             used, quantized, coded = "rtn", grid.direct, replace(direct)
-    error, rtn_error = coded.error, None
+    error, rtn_error = None if coded.errors is None else max(float(coded.errors.sum()), 0.0), None
     if wanted and error is None:
         error, rtn_error = gram.errors(lines, coded.values, direct.values)
     elif wanted:
@@ -149,7 +154,7 @@ def _weights(w, axis):
         raise InputError("w must be an array of shape (outputs, inputs), none of them 0, "
                          f"got the shape {w.shape}")
     axis = one_axis(w.shape, axis)
-    as_stream(w if w.dtype.kind != "V" else w.astype(np.float64), "w")
+    as_stream(w, "w")
     return w, axis
 
 

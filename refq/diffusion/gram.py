@@ -4,9 +4,11 @@ X (rows x columns) is the float model's input of a layer, X^ that of the partly 
 
     H = X^T X^    G = X^T X    F = X^T X of the float stream alone    (each columns x columns, float64)
 
-Codes need H and G; F is only for the size of the output error. While both streams are one, so are all three.
-Spec: ED-7.
+Codes need H and G; F is only for the size of errors. While both streams are one, so are all three.
+Spec: ED-7, ED-12.
 """
+
+from threading import RLock
 
 import numpy as np
 
@@ -17,83 +19,193 @@ PIECE = 256                 # rows and columns of an array turned at a time
 STRIP = 256                 # columns at a time of products of which half is needed
 
 
-class Gram:
-    """H, G and F of a layer, summed over batches of its inputs. Spec: ED-7.
+class Sums:
+    """H, G and F, (..., columns, columns), summed over batches of inputs, (..., rows, columns).
+
+    What the Gram of one layer and a stack of them (stack.py) have in common. Numbers come as floats of one
+    layer, as arrays of several. update and add change the sums, and nothing may use them meanwhile; all else
+    may be called from several threads.
+    """
+
+    def __init__(self, shape: tuple[int, ...]):
+        self.columns, self.rows, self.same = shape[-1], 0, True
+        self.h = self.g = self.f = np.zeros(shape)
+        self._lock, self._memory = RLock(), {}
+
+    def update(self, x, x_hat=None):
+        """Add a batch. x, x_hat: (..., rows, columns) floats; x_hat None: it is x.
+
+        Sums are float64, in the order of the rows given. Raises InputError for shapes that do not fit and for
+        NaN and infinities.
+        """
+        x, x_hat = as_streams(x, x_hat, self.h.shape[:-2], self.columns)
+        if x_hat is not None:
+            self._part_streams()
+        self._memory.clear()
+        for which, rows in self._pieces(x.shape[-2]):
+            part = np.ascontiguousarray(x[which][..., rows, :], dtype=np.float64)
+            with np.errstate(over="ignore"):
+                own = part.swapaxes(-1, -2) @ part
+            if x_hat is None:
+                for matrix in self._distinct():
+                    matrix[which] += own
+                continue
+            hat = np.ascontiguousarray(x_hat[which][..., rows, :], dtype=np.float64)
+            self.f[which] += own
+            with np.errstate(over="ignore", invalid="ignore"):
+                self.h[which] += hat.swapaxes(-1, -2) @ hat
+                self.g[which] += hat.swapaxes(-1, -2) @ part
+        self._check_size()
+        self.rows += x.shape[-2]
+
+    def add(self, other: "Sums"):
+        """Add what another of the same columns has summed up, as if its batches had come here.
+
+        Raises InputError for another shape.
+        """
+        if type(other) is not type(self):
+            raise InputError(f"other must be a {type(self).__name__}, got {type(other).__name__}")
+        if other.h.shape != self.h.shape:
+            raise InputError(f"sums of shape {other.h.shape} cannot be added to some of shape {self.h.shape}")
+        if not other.same:
+            self._part_streams()
+        self._memory.clear()
+        for matrix, more in zip(self._distinct(), (other.h, other.g, other.f)):
+            matrix += more
+        self._check_size()
+        self.rows += other.rows
+
+    def recall(self, name: str, make):
+        """What make() gives, worked out once for these sums however many threads ask for it."""
+        with self._lock:
+            if name not in self._memory:
+                self._memory[name] = make()
+            return self._memory[name]
+
+    def error(self, w, q):
+        """The output error ||X w^T - X^ q^T||^2. w, q: (..., rows, columns) values. Spec: ED-1."""
+        return self.errors(self._lines(w), self._lines(q))[0]
+
+    def signal(self, w):
+        """||X w^T||^2: what errors are measured against. w: (..., rows, columns). Spec: ED-12."""
+        return self._number(quadratic(self._f, self._lines(w)))
+
+    def local(self, w, q):
+        """||X (w - q)^T||^2: the error that q makes by itself, on the float model's inputs. Spec: ED-12."""
+        return self._number(quadratic(self._f, self._lines(w) - self._lines(q)))
+
+    def inherited(self, w):
+        """||(X - X^) w^T||^2: the error that comes in with the quantised stream. Spec: ED-12."""
+        w = self._lines(w)
+        return self._number(np.zeros(w.shape[:-2]) if self.same else quadratic(self._moved, w))
+
+    def errors(self, w, *several):
+        """The output errors of several q beside one w, all (..., columns, rows) float64."""
+        lost = [w - q for q in several]
+        found = [quadratic(self._h, z) for z in lost]
+        if not self.same:
+            # X w - X^ q = (X - X^) w + X^ (w - q): parts that are small by themselves
+            fixed = quadratic(self._moved, w)
+            found = [fixed + size for size in found]
+            for part in strips(self.columns):
+                met = 2 * ((self.g[..., part, :] - self.h[..., part, :]) @ w)
+                found = [size + inner(met, z[..., part, :]) for size, z in zip(found, lost)]
+        return [self._number(size) for size in found]
+
+    def _lines(self, values):
+        """(..., rows, columns) values as lines. Raises InputError for other columns than the inputs have."""
+        values = np.asarray(values)
+        above = self.h.shape[:-2]
+        if values.ndim != self.h.ndim or (*values.shape[:-2], values.shape[-1]) != (*above, self.columns):
+            raise InputError(f"weights must have the shape {(*above, 'rows', self.columns)}, "
+                             f"got {values.shape}".replace("'", ""))
+        return lines(values)
+
+    def _part_streams(self):
+        """From here on there are two streams."""
+        if self.same:
+            self.same, self.g, self.f = False, self.h.copy(), self.h.copy()
+
+    def _distinct(self):
+        return (self.h,) if self.same else (self.h, self.g, self.f)
+
+    def _pieces(self, rows: int):
+        """(which layers, which rows) to take at a time."""
+        return ((..., slice(start, start + ROWS)) for start in range(0, rows, ROWS))
+
+    def _check_size(self):
+        if not all(np.isfinite(np.einsum("...kk->...", matrix)).all() for matrix in (self.h, self.f)):
+            raise InputError("the inputs are too large: their squares leave the range of float64")
+
+    # Parts of the symmetric matrices that errors are quadratic forms of; none of those is made whole
+
+    def _h(self, rows, columns):
+        return self.h[..., rows, columns]
+
+    def _f(self, rows, columns):
+        return self.f[..., rows, columns]
+
+    def _moved(self, rows, columns):
+        """Of (X - X^)^T (X - X^)."""
+        back = self.g[..., columns, rows].swapaxes(-1, -2)
+        return (self.f[..., rows, columns] - self.g[..., rows, columns]) - (back - self.h[..., rows, columns])
+
+    @staticmethod
+    def _number(size):
+        """No square is below 0, whatever rounding says."""
+        size = np.maximum(size, 0.0)
+        return size if size.ndim else float(size)
+
+
+class Gram(Sums):
+    """H, G and F of one layer, summed over batches of its inputs. Spec: ED-7.
 
     columns: input features. Attributes h, g, f: float64, columns x columns; rows: how many were added; same:
     whether the two streams have been one so far (then h, g and f are one array).
     """
 
     def __init__(self, columns: int):
-        if not isinstance(columns, (int, np.integer)) or isinstance(columns, bool) or columns < 1:
-            raise InputError(f"Gram matrices of {columns!r} columns; a whole number from 1 is allowed")
-        self.columns, self.rows, self.same = int(columns), 0, True
-        self.h = self.g = self.f = np.zeros((self.columns, self.columns))
+        super().__init__((whole_number(columns, "columns"),) * 2)
 
     @staticmethod
     def of(x, x_hat=None) -> "Gram":
         """The Gram matrices of one batch."""
-        x = as_stream(x, "x")
-        gram = Gram(x.shape[1])
+        gram = Gram(as_stream(x, "x").shape[1])
         gram.update(x, x_hat)
         return gram
 
-    def update(self, x, x_hat=None):
-        """Add a batch. x, x_hat: (rows, columns) floats; x_hat None: it is x.
 
-        Sums are float64, in the order of the rows given. Raises InputError for shapes that do not fit and for
-        NaN and infinities.
-        """
-        x, x_hat = as_streams(x, x_hat, self.columns)
-        if x_hat is not None and self.same:
-            self.same, self.g, self.f = False, self.h.copy(), self.h.copy()
-        for start in range(0, len(x), ROWS):
-            part = np.ascontiguousarray(x[start: start + ROWS], dtype=np.float64)
-            with np.errstate(over="ignore"):
-                own = part.T @ part
-            if x_hat is None:
-                for matrix in (self.h,) if self.same else (self.h, self.g, self.f):
-                    matrix += own
-                continue
-            hat = np.ascontiguousarray(x_hat[start: start + ROWS], dtype=np.float64)
-            self.f += own
-            with np.errstate(over="ignore", invalid="ignore"):
-                self.h += hat.T @ hat
-                self.g += hat.T @ part
-        if not all(np.isfinite(np.trace(matrix)) for matrix in (self.h, self.f)):
-            raise InputError("the inputs are too large: their squares leave the range of float64")
-        self.rows += len(x)
+def quadratic(matrix, z):
+    """trace(z^T M z) of a symmetric M: half of its product with z, strip by strip.
 
-    def error(self, w, q) -> float:
-        """The output error ||X w^T - X^ q^T||^2. w, q: (rows, columns) values. Spec: ED-1."""
-        return self.errors(*(turned(np.asarray(part), np.float64) for part in (w, q)))[0]
-
-    def errors(self, w, *several):
-        """The output errors of several q beside one w, all (columns, rows) float64, C-contiguous."""
-        lost = (w - q for q in several)
-        if self.same:
-            return [max(quadratic(self.h, z), 0.0) for z in lost]
-        # X w - X^ q = (X - X^) w + X^ (w - q): parts that are small by themselves
-        drift = self.g - self.h
-        met, fixed = drift @ w, quadratic(self.f - self.g - drift.T, w)
-        return [max(fixed + 2 * inner(met, z) + quadratic(self.h, z), 0.0) for z in lost]
-
-
-def quadratic(matrix, z) -> float:
-    """trace(z^T matrix z) for a symmetric matrix: half of its product with z, strip by strip."""
-    total = 0.0
-    for start in range(0, len(z), STRIP):
-        part = slice(start, start + STRIP)
-        strip = matrix[part, part] @ z[part]
-        if start:
-            strip += 2 * (matrix[part, :start] @ z[:start])
-        total += inner(strip, z[part])
+    matrix: a function (rows, columns) that gives parts of M, (..., rows, columns). z: (..., columns, rows).
+    """
+    total = np.zeros(z.shape[:-2])
+    for part in strips(z.shape[-2]):
+        strip = matrix(part, part) @ z[..., part, :]
+        if part.start:
+            before = slice(0, part.start)
+            strip += 2 * (matrix(part, before) @ z[..., before, :])
+        total = total + inner(strip, z[..., part, :])
     return total
 
 
-def inner(a, b) -> float:
-    """The sum of the products, in one order whatever the number of threads."""
-    return float(np.einsum("ij,ij->i", a, b).sum())
+def strips(columns: int):
+    """Slices of STRIP columns."""
+    return (slice(start, min(start + STRIP, columns)) for start in range(0, columns, STRIP))
+
+
+def inner(a, b):
+    """The sum of the products over the last two axes, in one order whatever the number of threads."""
+    return np.einsum("...ij,...ij->...i", a, b).sum(axis=-1)
+
+
+def lines(array):
+    """(..., rows, columns) values as (..., columns, rows) float64, C-contiguous."""
+    array = np.asarray(array)
+    if array.ndim == 2:
+        return turned(array, np.float64)
+    return np.ascontiguousarray(array.swapaxes(-1, -2), dtype=np.float64)
 
 
 def turned(array, dtype=None):
@@ -125,30 +237,40 @@ def block_errors(gram: Gram, w, q, edges):
 # ------------------------------------------------------------------------------------------------------------
 # arguments
 
-def as_stream(x, name: str):
-    """A (rows, columns) array of finite floats. Raises InputError for anything else."""
+def whole_number(value, what: str) -> int:
+    """A number of columns or problems, from 1. Raises InputError for anything else."""
+    if not isinstance(value, (int, np.integer)) or isinstance(value, bool) or value < 1:
+        raise InputError(f"Gram matrices of {value!r} {what}; a whole number from 1 is allowed")
+    return int(value)
+
+
+def as_stream(x, name: str, ndim: int = 2):
+    """An array of finite floats, (rows, columns) or with the layers of a stack before. Raises InputError."""
     x = np.asarray(x)
-    if x.ndim != 2 or x.dtype.kind not in "fiu" and x.dtype.name != "bfloat16":
-        raise InputError(f"{name} must be an array of floats of shape (rows, columns), "
+    if x.ndim != ndim or x.dtype.kind not in "fiu" and x.dtype.name != "bfloat16":
+        shape = "(rows, columns)" if ndim == 2 else "(count, rows, columns)"
+        raise InputError(f"{name} must be an array of floats of shape {shape}, "
                          f"got {x.dtype} of shape {x.shape}")
-    x = x if x.dtype in (np.float32, np.float64) else x.astype(np.float64)
     with np.errstate(all="ignore"):
         sound = np.isfinite(x.sum(dtype=np.float64)) or np.isfinite(x).all()
     if not sound:
-        row, column = np.argwhere(~np.isfinite(x))[0]
-        raise InputError(f"{name} holds {x[row, column]} at row {row}, column {column}; "
+        place = tuple(map(int, np.argwhere(~np.isfinite(x))[0]))
+        words = ("problem", "row", "column")[-ndim:]
+        raise InputError(f"{name} holds {x[place]} at {', '.join(map('{} {}'.format, words, place))}; "
                          "only finite values are allowed")
     return x
 
 
-def as_streams(x, x_hat, columns: int):
-    """Both streams, checked against each other; x_hat None where it is x itself."""
-    x = as_stream(x, "x")
-    if x.shape[1] != columns:
-        raise InputError(f"x has {x.shape[1]} columns, but the layer has {columns} inputs")
+def as_streams(x, x_hat, above: tuple, columns: int):
+    """Both streams, (*above, rows, columns), checked against each other; x_hat None where it is x itself."""
+    x = as_stream(x, "x", len(above) + 2)
+    if x.shape[-1] != columns:
+        raise InputError(f"x has {x.shape[-1]} columns, but the layer has {columns} inputs")
+    if x.shape[:-2] != above:
+        raise InputError(f"x holds inputs of {x.shape[0]} problems, but the stack has {above[0]}")
     if x_hat is None:
         return x, None
-    x_hat = as_stream(x_hat, "x_hat")
+    x_hat = as_stream(x_hat, "x_hat", len(above) + 2)
     if x_hat.shape != x.shape:
         raise InputError(f"x_hat has the shape {x_hat.shape}, but x has {x.shape}; they must be equal")
     return x, x_hat

@@ -21,9 +21,13 @@ from refq.blocks.tiles import Tiles, sides
 from refq.diffusion.gram import turned
 from refq.errors import InputError
 from refq.formats import codec
-from refq.formats.policies import rounding_rule
+from refq.formats.policies import ROUNDINGS, rounding_rule
 
-PLAIN_ROUNDINGS = ("rne", "rna", "rnz", "rtz")  # what needs no guard where a quotient underflows to zero
+# What float64 rounds to whole numbers by itself; the other roundings look at the part cut off
+WHOLE = {"rne": np.rint, "rtz": np.trunc, "rup": np.ceil, "rdn": np.floor}
+DIRECTED = ("rup", "rdn", "rto")        # of the tiniest value they may make an element: it must not get lost
+
+TINIEST = np.finfo(np.float64).smallest_subnormal
 
 # Candidates of the scale search beside the rule's own scale (ED-5): codes, or sixteenths of a float scale
 EXPONENT_STEPS = (1, -1)
@@ -54,16 +58,19 @@ class Choice:
 class Grid:
     """A weight array (rows, columns) and its data type.
 
-    direct: what quantize makes of it. width: columns of a block. edges: where blocks begin, and the last end.
-    movable: whether blocks have scales that can be chosen while columns are coded.
+    rounding: of the elements, a deterministic one; None: the recipe's. direct: what quantize makes of it.
+    width: columns of a block. edges: where blocks begin, and the last end. movable: whether blocks
+    have scales that can be chosen while columns are coded.
     """
 
-    def __init__(self, w, block: Block, how: Recipe, axis: int, tensor_scale=None):
-        if rounding_rule(how.rounding).stochastic:
-            raise InputError(f"rounding {how.rounding!r} of recipe {how.name!r} is not defined here; "
-                             "deterministic roundings are allowed")
+    def __init__(self, w, block: Block, how: Recipe, axis: int, tensor_scale=None, rounding=None):
+        self.rounding = how.rounding_of(rounding)
+        if rounding_rule(self.rounding).stochastic:
+            known = ", ".join(name for name, rule in ROUNDINGS.items() if not rule.stochastic)
+            raise InputError(f"rounding {self.rounding!r} is not defined where errors are diffused; only "
+                             f"deterministic roundings are allowed: {known}")
         self.block, self.how, self.axis = block, how, axis
-        self.direct = quantize(w, block, axis, recipe=how, tensor_scale=tensor_scale)
+        self.direct = quantize(w, block, axis, rounding, how, tensor_scale=tensor_scale)
         lines = w if axis == 1 else w.T
         single = codec.source_row(lines.dtype).precision <= 24
         self.source = lines.astype(np.float32 if single else np.float64)
@@ -86,8 +93,7 @@ class Grid:
         """Whether scales and quotients are exact: scales may be chosen, and lines are cast directly."""
         how = self.how
         ways = how.source, how.scales, how.bottom, how.quotient, how.finish, how.tensor
-        plain = ways == ("exact", "exact", "scale", "exact", "kept", "multiplier")
-        return plain and how.rounding in (PLAIN_ROUNDINGS if self.block.zero is None else ("rne",))
+        return ways == ("exact", "exact", "scale", "exact", "kept", "multiplier")
 
     @property
     def code_dtype(self):
@@ -165,7 +171,7 @@ class Grid:
         tables = None
         if len(block.tables) > 1:
             unit, valid = frame.unit[0] * frame.unit[1], frame.valid()
-            casting = Casting(flat.reshape(-1, unit), scales, block, self.how, self.how.rounding)
+            casting = Casting(flat.reshape(-1, unit), scales, block, self.how, self.rounding)
             tables = casting.best_codes(None if valid is None else valid.reshape(-1, unit))[1]
             tables = tables.reshape(len(flat), -1)
         dead = scales.dead | (values == 0)
@@ -206,26 +212,33 @@ class Grid:
         if not self.plain:
             cast = self._by_recipe(choices, zero)
         elif zero is not None:
-            cast = self._asymmetric(zero, shape)
+            cast = self._asymmetric(zero)
         else:
             cast = self._symmetric(choices)
         lines = self.block.scale and self.block.tile != "tensor"
         unit = self.frame(self.width).unit[1] if lines else self.columns
         exponent = RULES[self.block.rule].kind == "exponent"
         inverse = 1 / divisor if exponent and self.plain else None
+        shifted = zero is not None and self.block.zero_row.is_float
+        directed = self.rounding in DIRECTED
 
         def run(column, values, codes, room):
             u = column // unit
             if self.mask is not None:
                 np.copyto(values, 0.0, where=~self.mask[first + column])
             if self.plain:                                      # else the recipe divides in a way of its own
+                if shifted:
+                    np.add(values, zero, out=values)
+                some = values != 0 if directed else None
                 if exponent:
                     np.multiply(values, inverse[u], out=values)
-                elif zero is None:
+                else:
                     np.divide(values, divisor[u], out=values)
+                if directed:
+                    np.copyto(values, np.copysign(TINIEST, values), where=some & (values == 0))
             cast(u, values, divisor[u], codes, room)
             room *= steps[u]
-            if zero is not None and self.block.zero_row.is_float:
+            if shifted:
                 room -= zero
             if dead is not None:
                 codes[dead], room[dead] = zero_code(self.block.element_row), 0.0
@@ -234,7 +247,7 @@ class Grid:
     @cached_property
     def _rounds(self):
         """For every table the functions from quotients to codes and from codes to elements."""
-        return [(codec.encoder(codec.source_row(np.float64), row, self.how.rounding, self.how.overflow),
+        return [(codec.encoder(codec.source_row(np.float64), row, self.rounding, self.how.overflow),
                  codec.decoder(row, np.dtype(np.float64))) for row in self.block.tables]
 
     @cached_property
@@ -269,14 +282,12 @@ class Grid:
                     codes[places], room[places] = some, meant
         return one if len(rounds) == 1 else chosen
 
-    def _asymmetric(self, zero, shape):
-        """Spec: BLOCK-14, with quotients in float64."""
+    def _asymmetric(self, zero):
+        """Spec: BLOCK-14, with quotients in float64; those of a float zero point have it added already."""
         top, shifted = self.block.element_row.layout.max_index, self.block.zero_row.is_float
-        quotient = np.empty(shape)
 
-        def cast(u, values, divisor, codes, room):
-            y = np.divide(values + zero if shifted else values, divisor, out=quotient)
-            np.rint(y, out=y)
+        def cast(u, quotients, divisor, codes, room):
+            y = to_whole(quotients, self.rounding)
             if not shifted:
                 y += zero
             np.clip(y, 0, top, out=y)
@@ -301,7 +312,7 @@ class Grid:
             none = np.zeros(self.rows, bool)
             scales = Scales(none, np.ascontiguousarray(divisor.T), none, self.direct.tensor_scale, (), tiles)
             with np.errstate(all="ignore"):
-                codes[...] = Casting(lines, scales, self.block, self.how, self.how.rounding).codes().T
+                codes[...] = Casting(lines, scales, self.block, self.how, self.rounding).codes().T
             decode(codes.reshape(-1), room.reshape(-1))
             if zero is not None and not self.block.zero_row.is_float:
                 room -= zero
@@ -340,6 +351,11 @@ class Grid:
         return np.repeat(tiles, self._cross)[: self.rows]
 
     @property
+    def tile_lines(self) -> int:
+        """Lines of tiles from the top row down: rows, or fewer where rows share a scale."""
+        return -(-self.rows // self._cross)
+
+    @property
     def _cross(self) -> int:
         across = sides(self.block.tile)[0]
         return self.rows if across == "channel" else min(across, self.rows)
@@ -356,6 +372,16 @@ class Grid:
             parts = [getattr(c, name) for c in candidates]
             return None if parts[0] is None else pick([part.T for part in parts], best).T
         return replace(candidates[0], **{name: of_tiles(name) for name in ("codes", "zeros", "tables")})
+
+
+def to_whole(y, rounding: str):
+    """float64 rounded to whole numbers, in place. Spec: ROUND-2 to ROUND-4."""
+    if rounding in WHOLE:
+        return WHOLE[rounding](y, out=y)
+    cut = np.trunc(y)
+    rest = np.abs(y - cut)                              # exact
+    away = {"rna": rest >= 0.5, "rnz": rest > 0.5, "rto": (rest > 0) & (cut % 2 == 0)}[rounding]
+    return np.add(cut, np.copysign(away, y), out=y)
 
 
 @lru_cache(maxsize=64)

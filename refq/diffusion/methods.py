@@ -14,7 +14,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from refq.diffusion.gram import Gram
+from refq.diffusion.gram import Gram, Sums
+from refq.diffusion.products import Many, One, products
 from refq.errors import InputError
 
 
@@ -22,22 +23,25 @@ from refq.errors import InputError
 class Plan:
     """What the loop needs of a method; (columns, rows) arrays lie column by column.
 
-    weights: (columns, rows), w above. below: B, of which the part below the diagonal is used. diagonal: d, 0
-    for dead columns. drift: None, or the matrix of which p_k = sum over j <= k of drift_kj w_j. gaps: whether
-    a block's loss is sum of (d_k (v_k - q_k))^2, d being a triangular factor's, and not the output error
-    itself.
+    weights: (columns, rows), w above. below: B, of which the part below the diagonal is used. diagonal: d,
+    (columns, 1) or (columns, rows), 0 for dead columns. drift: None, or the matrix of which p_k = sum over
+    j <= k of drift_kj w_j. gaps: whether a block's loss is sum of (d_k (v_k - q_k))^2, d being a triangular
+    factor's, and not the output error itself.
     """
 
     weights: np.ndarray
-    below: np.ndarray
+    below: One | Many
     diagonal: np.ndarray
-    drift: np.ndarray | None = None
+    drift: One | Many | None = None
     gaps: bool = False
 
 
 @dataclass(frozen=True)
 class Method:
-    """One method. plan: (Gram, weights) -> Plan; None: the direct cast, which needs no data."""
+    """One method. plan: (sums, weights) -> Plan; None: the direct cast, which needs no data.
+
+    The sums are a Gram, or a GramStack with the rows of all its problems side by side.
+    """
 
     name: str
     words: str
@@ -46,23 +50,27 @@ class Method:
     plan: Callable | None = None
 
 
-def _diffusion(gram: Gram, w) -> Plan:
+def _diffusion(sums: Sums, w) -> Plan:
     """Spec: ED-1, ED-7."""
-    return Plan(w, gram.h, np.diagonal(gram.h).copy(), None if gram.same else gram.g - gram.h)
+    drift = None if sums.same else products(sums.recall("drift", lambda: sums.g - sums.h), w)
+    below = products(sums.h, w)
+    return Plan(w, below, below.spread(diagonals(sums.h)), drift)
 
 
-def _optq(gram: Gram, w) -> Plan:
+def _optq(sums: Sums, w) -> Plan:
     """Spec: ED-8."""
-    diagonal = np.diagonal(gram.h)
-    factor = _factor(gram.h, OPTQ_DAMPING * diagonal.mean())
-    return _factored(gram, w, factor)
+    def factor():
+        return _factor(sums.h, OPTQ_DAMPING * diagonals(sums.h).mean(axis=-1))
+    return _factored(sums, w, sums.recall("optq", factor))
 
 
-def _qronos(gram: Gram, w) -> Plan:
+def _qronos(sums: Sums, w) -> Plan:
     """Spec: ED-9."""
-    damping = QRONOS_DAMPING * largest_eigenvalue(gram.h)
-    factor = _factor(gram.h, damping)
-    return _factored(gram, w if gram.same else _refit(gram, w, factor, damping), factor)
+    def damped():
+        damping = QRONOS_DAMPING * largest_eigenvalue(sums.h)
+        return damping, _factor(sums.h, damping)
+    damping, factor = sums.recall("qronos", damped)
+    return _factored(sums, w if sums.same else _refits(sums, w, factor, damping), factor)
 
 
 OPTQ_DAMPING = 0.01         # of the mean of H's diagonal: GPTQ's percdamp
@@ -86,63 +94,79 @@ def method_named(name) -> Method:
     return METHODS[name]
 
 
-def _factored(gram: Gram, w, factor) -> Plan:
+def diagonals(matrix):
+    """(..., columns) of (..., columns, columns), a view."""
+    return np.einsum("...kk->...k", matrix)
+
+
+def _factored(sums: Sums, w, factor) -> Plan:
     """Codes by a triangular factor R of H + damping = R R^T; dead columns have a row of their own."""
-    diagonal = np.where(np.diagonal(gram.h) == 0, 0.0, np.diagonal(factor))
-    return Plan(w, factor.T, diagonal, gaps=True)
+    below = products(factor.swapaxes(-1, -2), w)
+    return Plan(w, below, below.spread(np.where(diagonals(sums.h) == 0, 0.0, diagonals(factor))), gaps=True)
 
 
-def _factor(h, damping: float):
+def _factor(h, damping):
     """R, upper triangular with R R^T = H + damping, of which dead columns have damping 1. Spec: ED-8.
 
     Cholesky's factor of the matrix read from its last corner: no inverse is formed.
     """
-    turned = h[::-1, ::-1].copy()
-    places = np.arange(len(h))
-    turned[places, places] += np.where(np.diagonal(turned) == 0, 1.0, damping)
+    turned = h[..., ::-1, ::-1].copy()
+    places = np.arange(h.shape[-1])
+    dead = diagonals(turned) == 0
+    turned[..., places, places] += np.where(dead, 1.0, np.asarray(damping)[..., None])
     try:
-        return np.ascontiguousarray(np.linalg.cholesky(turned)[::-1, ::-1])
+        return np.ascontiguousarray(np.linalg.cholesky(turned)[..., ::-1, ::-1])
     except np.linalg.LinAlgError:
         raise InputError("H is not positive definite even after damping; the inputs of the layer may be too "
                          "large for float64 or the Gram matrices were not made by Gram") from None
 
 
-def largest_eigenvalue(h, rounds: int = 30) -> float:
-    """Of a symmetric, positive semidefinite matrix: power iterations from a line of ones, a lower bound."""
-    line, value = np.ones(len(h)), 0.0
+def largest_eigenvalue(h, rounds: int = 30):
+    """Of symmetric, positive semidefinite matrices: power iterations from a line of ones, a lower bound."""
+    line = np.ones((*h.shape[:-1], 1))
+    value = np.zeros(h.shape[:-2])
     for _ in range(rounds):
-        size = np.sqrt(line @ line)
-        if size == 0:
-            return 0.0
-        line = line / size
+        size = np.sqrt((line * line).sum(axis=(-2, -1), keepdims=True))
+        line = line / np.where(size == 0, 1.0, size)
         after = h @ line
-        value, line = float(line @ after), after
+        value, line = (line * after).sum(axis=(-2, -1)), after
     return value
 
 
-def _refit(gram: Gram, w, factor, damping: float):
+def _refits(sums: Sums, w, factor, damping):
+    """The weights that the columns of Qronos are coded from, problem by problem."""
+    if isinstance(sums, Gram):
+        return _refit(sums.h, sums.g, w, factor, damping)
+    several = w.reshape(len(w), len(sums.h), -1)
+    found = np.empty_like(several)
+    for problem, matrices in enumerate(zip(sums.h, sums.g)):
+        found[:, problem] = _refit(*matrices, several[:, problem], factor[problem], damping[problem])
+    return found.reshape(w.shape)
+
+
+def _refit(h, g, w, factor, damping: float):
     """The weights that the columns of Qronos are coded from. Spec: ED-9.
 
     The first column answers for the whole output with the other columns as they are; the others are then the
     (damped) least-squares answer to what is left.
     """
-    from scipy.linalg import solve_triangular       # on demand: only this method solves
+    from scipy.linalg.blas import dtrsm     # on demand: only this method solves
 
-    live = np.diagonal(gram.h) > 0
-    first = int(np.argmax(live)) if live.any() else len(w)
-    fitted = w.copy()
-    if first == len(w):
-        return fitted
-    wanted = gram.g @ w                             # X^T X w, for every column of the layer
-    others = gram.h[first] @ w - gram.h[first, first] * w[first]
-    fitted[first] = (wanted[first] - others) / gram.h[first, first]
-    rest = slice(first + 1, None)
-    if first + 1 < len(w):
-        dead = ~live[rest]
-        right = wanted[rest] + np.where(dead, 1.0, damping)[:, None] * w[rest]
-        right -= np.multiply.outer(gram.h[rest, first], fitted[first])
-        upper = factor[rest, rest]
-        half = solve_triangular(upper, right, lower=False)
-        fitted[rest] = solve_triangular(upper, half, lower=False, trans="T", overwrite_b=True)
-        fitted[rest][dead] = w[rest][dead]
+    live = np.diagonal(h) > 0
+    if not live.any():
+        return w.copy()
+    first = int(np.argmax(live))
+    fitted, wanted = w.copy(), g @ w                # X^T X w, for every column of the layer
+    others = h[first] @ w - h[first, first] * w[first]
+    fitted[first] = (wanted[first] - others) / h[first, first]
+    dead = ~live
+    wanted += np.where(dead, 1.0, damping)[:, None] * w
+    wanted -= np.multiply.outer(h[:, first], fitted[first])
+    # R R^T W' = wanted, of the columns after the first alone: they are the last of the upper triangle R, and
+    # zeros for those before them keep these out of the way back. Lines are BLAS's columns, turned.
+    for transposed in (0, 1):
+        wanted[: first + 1] = 0.0
+        wanted = dtrsm(1.0, factor.T, wanted.T, side=1, lower=1, trans_a=transposed, overwrite_b=1).T
+    fitted[first + 1:] = wanted[first + 1:]
+    fitted[dead] = w[dead]
     return fitted

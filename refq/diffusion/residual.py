@@ -28,7 +28,7 @@ def code_by_residual(w, x, x_hat, grid: Grid, scale: str) -> tuple[Coded, list[f
         if len(candidates) > 1:
             best = least(*_losses(w, x, x_hat, grid, part, residual, [values for _, _, values in tried]))
         elif grid.movable:
-            best = np.zeros(len(grid.tile_rows(np.zeros((1, grid.rows)))[0]), np.intp)
+            best = np.zeros(grid.tile_lines, np.intp)
         index = grid.of_rows(best) if len(candidates) > 1 else np.zeros(grid.rows, np.intp)
         for candidate, (after, some, meant) in enumerate(tried):
             rows = index == candidate

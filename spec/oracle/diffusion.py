@@ -18,6 +18,7 @@ from spec.oracle.tiles import is_pair, tiles
 
 CLOSE = Fraction(1, 2 ** 30)
 SIXTEENTHS = (18, 15, 14, 13, 12, 11)
+NEAREST = ("rne", "rna", "rnz")
 
 
 class Diffused(NamedTuple):
@@ -61,6 +62,7 @@ class Layer(NamedTuple):
     tables: list
     mask: list
     outer: int
+    rounding: str
 
 
 # --- small linear algebra -------------------------------------------------------------------------
@@ -87,10 +89,12 @@ def square(rows):
 
 # --- the definition (ED-1) ------------------------------------------------------------------------
 
-def diffuse(w, x, x_hat, block, formats, scale="weights", tables=None):
-    """One layer. w: (outputs x inputs), x and x_hat: (M x inputs). scale: a word of ED-3."""
+def diffuse(w, x, x_hat, block, formats, scale="weights", tables=None, rounding=None):
+    """One layer. w: (outputs x inputs), x and x_hat: (M x inputs). scale: a word of ED-3. rounding: of the
+    elements, by default the recipe's."""
     w, x, x_hat = ([[Fraction(value) for value in row] for row in rows] for rows in (w, x, x_hat))
-    layer = prepared(w, x, x_hat, block, formats, tables)
+    rounding = rounding or blocks.choices(block["recipe"], block).rounding
+    layer = prepared(w, x, x_hat, block, formats, tables, rounding)
     residual = [[Fraction(0)] * len(w) for _ in x]
     found, codes, margin = [], [[] for _ in w], []
     for start, stop in edges(block, len(w[0])):
@@ -117,12 +121,12 @@ def diffuse(w, x, x_hat, block, formats, scale="weights", tables=None):
                     [c.tables for c in found], layer.outer, layer.mask, square(residual), min(margin))
 
 
-def prepared(w, x, x_hat, block, formats, tables):
+def prepared(w, x, x_hat, block, formats, tables, rounding):
     """The mask of SPARSE-1, and the tensor's scale of BLOCK-10 from all of W."""
     mask, outer = [[True] * len(row) for row in w], None
     if block["sparsity"]:
         mask = [codebooks.keep([exact(value) for value in row], *block["sparsity"]) for row in w]
-    layer = Layer(w, x, x_hat, block, formats, tables, mask, None)
+    layer = Layer(w, x, x_hat, block, formats, tables, mask, None, rounding)
     if block["outer"]:
         flat = [exact(value) for row in kept(layer) for value in row]
         outer = blocks.quantise(flat, (len(w), len(w[0])), 1, block, formats).outer
@@ -201,50 +205,56 @@ FAR = Fraction(10 ** 9)
 
 def cast(layer, choice, i, v):
     """(code, value, margin) of element i of a block."""
-    element, step, point = choice.element[i], choice.step[i], choice.point[i]
+    element, step, point, way = choice.element[i], choice.step[i], choice.point[i], layer.rounding
     if not step:
         return blocks.code_of(exact(0), element), Fraction(0), FAR
     if point is None:
-        code = blocks.element_code(exact(v), step, element, rounding_of(layer.block))
-        margin = distance(v / step, boundaries(element))
+        code = blocks.element_code(exact(v), step, element, way)
+        margin = distance(v / step, boundaries(element, way), way)
         return code, blocks.signed(blocks.value_of(code, element)) * step, margin
     zero = layer.formats[layer.block["zero"]]
-    code = blocks.asymmetric_code(exact(v), blocks.Tile(0, step, zero=point), element, zero, "rne")
+    code = blocks.asymmetric_code(exact(v), blocks.Tile(0, step, zero=point), element, zero, way)
     moved, top = blocks.signed(decode(point, zero)), facts(element).high
     if facts(zero).integer:
-        lines = tuple(Fraction(2 * n + 1, 2) - moved for n in range(top))
-        return code, (code - moved) * step, distance(v / step, lines)
-    lines = tuple(Fraction(2 * n + 1, 2) for n in range(top))
-    return code, code * step - moved, distance((v + moved) / step, lines)
+        lines = tuple(line - moved for line in edges_of(range(top + 1), way))
+        return code, (code - moved) * step, distance(v / step, lines, way)
+    lines = edges_of(range(top + 1), way)
+    return code, code * step - moved, distance((v + moved) / step, lines, way)
 
 
-def rounding_of(block):
-    return blocks.choices(block["recipe"], block).rounding
+def edges_of(values, rounding):
+    """Where rounding goes elsewhere among ascending values: halfway between neighbours, or at the values."""
+    if rounding not in NEAREST:
+        return tuple(map(Fraction, values))
+    return tuple(Fraction(low + high) / 2 for low, high in zip(values, values[1:]))
 
 
-def boundaries(element):
-    """Halfway between neighbours among the finite values of a format, ascending."""
+def boundaries(element, rounding):
+    """The edges among the finite values of a format, ascending."""
     key = element if not isinstance(element, dict) else tuple(
         (name, tuple(part) if isinstance(part, (list, tuple)) else part) for name, part in element.items())
-    return _boundaries(key)
+    return _boundaries(key, rounding)
 
 
 @lru_cache(maxsize=None)
-def _boundaries(key):
+def _boundaries(key, rounding):
     element = dict(key) if isinstance(key[0], tuple) else key
     if isinstance(element, dict):
         count = len(element["values"]) if "values" in element else 1 << element["bits"]
     else:
         count = 1 << element.body + element.signed
     found = (blocks.value_of(code, element) for code in range(count))
-    values = sorted({blocks.signed(v) for v in found if v.kind == NUMBER})
-    return tuple((low + high) / 2 for low, high in zip(values, values[1:]))
+    return edges_of(sorted({blocks.signed(v) for v in found if v.kind == NUMBER}), rounding)
 
 
-def distance(y, lines):
-    """How far, relative to the larger of the two, y lies from the nearest of some ascending boundaries."""
+def distance(y, lines, rounding):
+    """How far, relative to the larger of the two, y lies from the nearest of some ascending boundaries.
+
+    What is an element already stays one under a directed rounding, where float64 holds it (ED-10).
+    """
     place = bisect_left(lines, y)
-    return min((abs(y - line) / max(abs(y), abs(line)) if y != line else Fraction(0)
+    hit = Fraction(0) if rounding in NEAREST or y.denominator & (y.denominator - 1) else FAR
+    return min((abs(y - line) / max(abs(y), abs(line)) if y != line else hit
                 for line in lines[max(place - 1, 0): place + 1]), default=FAR)
 
 
@@ -290,7 +300,7 @@ def table_of(layer, values, step):
     """CB-4: the table of least squared error."""
     if not step:
         return 0
-    way = rounding_of(layer.block)
+    way = layer.rounding
     rounded = [[blocks.signed(blocks.value_of(blocks.element_code(exact(v), step, table, way), table))
                 for v in values] for table in layer.tables]
     return codebooks.select(values, rounded, step)
