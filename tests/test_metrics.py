@@ -98,6 +98,14 @@ def test_rmse():
     assert math.isnan(metrics.rmse([INF], [INF]))
 
 
+@pytest.mark.parametrize("signal, noise, db", [
+    (100, 1, 20), (25, 10, 10 * math.log10(2.5)), (5e-324, 1, 10 * math.log10(5e-324)), (1, 0, INF),
+    (0, 0, INF), (1, -1e-30, INF), (0, 1, -INF), (1, INF, -INF), (INF, 1, INF), (INF, INF, NAN),
+    (NAN, 1, NAN), (1, NAN, NAN)])
+def test_ratio_db(signal, noise, db):
+    assert metrics.ratio_db(signal, noise) == pytest.approx(db, rel=1e-14, nan_ok=True)
+
+
 @pytest.mark.parametrize("measure", (metrics.kl, metrics.sqnr_db, metrics.cosine, metrics.rmse))
 def test_pairs_must_have_one_shape(measure):
     with pytest.raises(InputError, match=r"shapes \(1, 2\) and \(2, 1\) differ"):

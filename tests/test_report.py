@@ -1,167 +1,26 @@
-"""The numbers of the report, counted one by one, and its three faces: text, JSON, page."""
+"""The report on a quantised model: totals worked out by hand, and its three faces: text, JSON, page."""
 
 import json
+import math
 import re
 from dataclasses import replace
-from fractions import Fraction
 
 import numpy as np
 import pytest
 from onnx_models import every_layer, matmul_model, weight
 
-from refq.blocks.quantize import quantize
-from refq.blocks.rows import data_type
-from refq.formats.codec import decode
-from refq.models import page, report
+from refq.models import page, report_page, report_text
+from refq.models.compare import Answers, Comparison, OutputFigures
 from refq.models.quantize import quantize_model
-from refq.models.report import Report, Row, measure
+from refq.models.report import OutputErrors, Report, Row
 
-# -- measuring -----------------------------------------------------------------------------------------------
+INF, NAN = math.inf, math.nan
 
-
-def measured(x, dtype, axis=-1):
-    q = quantize(x, dtype, axis)
-    return measure(x, q, q.dequantize()), q
-
-
-def parts_of(q, size):
-    """{axis: values} of parts of a size of the data type's row, a number, "channel" or a pair."""
-    axes = q.axis if isinstance(q.axis, tuple) else (q.axis,)
-    sizes = size if isinstance(size, tuple) else (size,)
-    return {axis: q.shape[axis] if n == "channel" else n for axis, n in zip(axes, sizes, strict=True)}
-
-
-def part_at(parts, q, index, size):
-    """The entry of an array of parts that a value belongs to."""
-    if size == "tensor":
-        return parts.reshape(-1)[0]
-    sizes = parts_of(q, size)
-    return parts[tuple(place // sizes.get(axis, 1) for axis, place in enumerate(index))]
-
-
-def fraction(code, row):
-    return Fraction(float(decode(np.array([code]), row, np.float64)[0]))
-
-
-def beyond(target, row, shift=0):
-    """Whether a number rounds to nearest even past the ends of a format that are moved by an integer."""
-    values = [Fraction(value) for value, _ in row.ascending] if row.is_listed else ()
-    top, bottom = row.max - shift, row.lowest - shift
-    if row.is_listed:
-        return target > top + (top - values[-2]) / 2 or target < bottom - (values[1] - bottom) / 2
-    ulp = 2 * (row.overflow_threshold - row.max)
-    rest, end = (target - top, top) if target > top else (bottom - target, bottom)
-    return rest > ulp / 2 or (rest == ulp / 2 and (end / ulp) % 2 == 1)
-
-
-def exact_saturation(x, q):
-    """Element by element, in fractions: does it round to nearest even beyond the largest value?"""
-    block, count = q.dtype, 0
-    for index in np.ndindex(x.shape):
-        if q.mask is not None and not q.mask[index]:
-            continue
-        scale, shift, target = Fraction(1), 0, Fraction(float(x[index]))
-        if q.scales is not None:
-            scale = fraction(part_at(q.scales, q, index, block.tile), block.scale_row)
-            for (size, _), offsets in zip(block.subtiles, q.offsets):
-                offset = int(part_at(offsets, q, index, size))
-                scale *= Fraction(2) ** (offset if block.rule == "hif4" else -offset)
-            scale *= Fraction(float(q.tensor_scale)) if q.tensor_scale is not None else 1
-        if scale == 0:
-            continue
-        if q.zeros is not None:
-            zero = fraction(part_at(q.zeros, q, index, block.tile), block.zero_row)
-            shift, target = (0, target + zero) if block.zero_row.is_float else (zero, target)
-        table = 0 if q.tables is None else part_at(q.tables, q, index, block.select_size)
-        count += beyond(target / scale, block.tables[table], shift) and x[index] != 0
-    return count / x.size
-
-
-@pytest.mark.parametrize("dtype", [
-    "mxfp4", "mxfp8_e4m3", "mxfp6_e2m3", "mxint8", "nvfp4", "int8", "int4", "e2m1", "e4m3fn",
-    "int8_float32_tensor", "uint4_float32_t32", "e3m2_float32_channel",
-    "mxfp4_16x16", "nvfp4_16x16", "e2m1_e8m0_t0x4", "e2m1_e8m0_t8x0", "mx9", "mx4", "int3_e8m0_t8x4s2x2o2",
-    "hif4", "uint4", "uint8", "uint3_float16_bfloat16_t8", "bitnet", "nf4_float16_t16",
-    "cb42f1346_e2m3fnuz_e8m0_t16s8", "mxfp4_2of4", "b4int3", "msfp12", "posit8_ue4m3_t8"
-])
-@pytest.mark.parametrize("axis", [0, 1])
-def test_saturation_is_counted_exactly(dtype, axis, monkeypatch):
-    x = weight(70, 9, scale=4.0)
-    if data_type(dtype).scale is None:
-        x.flat[:8] = [7.0, -7.0, np.nextafter(np.float32(7), np.float32(0)), 464, -464, 465, 6.5, -1e9]
-    found, q = measured(x, dtype, axis)
-    assert found.saturated == exact_saturation(x, q)
-    monkeypatch.setattr(report, "SLAB", 100)
-    assert measure(x, q, q.dequantize()).saturated == found.saturated
-
-
-def test_saturation_at_ties_of_zero_points():
-    """uint4 at z = 5 and s = 1 goes from -5 to 10: 10.5 rounds to even, 10; at z = 6, 9.5 to 10: beyond."""
-    q = quantize(np.float32([[-5, 10]]), "uint4_float32_uint4_t2")
-    assert (q.scales.view(np.float32), q.zeros) == (1, 5)
-    x = np.float32([[10.5, np.nextafter(np.float32(10.5), np.float32(11))]])
-    assert measure(x, q, x).saturated == 1 / 2
-    x = np.float32([[-5.5, np.nextafter(np.float32(-5.5), np.float32(0))]])
-    assert measure(x, q, x).saturated == 1 / 2
-    q = quantize(np.float32([[-6, 9]]), "uint4_float32_uint4_t2")
-    x = np.float32([[9.5, -6.5]])
-    assert q.zeros == 6 and measure(x, q, x).saturated == 1 / 2
-
-
-def test_known_saturation():
-    """mxfp4 by the floor rule: amax 7.9 has scale 1; beyond 7 is nearer to the next binade than to 6."""
-    x = np.array([[7.9, 7.0, 6.999, 6.5, -7.5, 1, 0, 0.2]], np.float32)
-    found, q = measured(x, "mxfp4")
-    assert q.scales.tolist() == [[127]] and found.saturated == 3 / 8 and found.flushed == 1 / 8
-
-
-def test_rounding_of_the_scale_is_no_saturation():
-    """The largest weight of a channel lies above 127 times its rounded scale by less than half a step."""
-    assert measured(weight(64, 16), "int8", 0)[0].saturated == 0
-
-
-def test_flushed_counts_only_what_was_not_zero():
-    x = np.array([[6, 0.1, -0.1, 0.0, -0.0, 0.2, 0.26, 1]], np.float32)
-    found, q = measured(x, "mxfp4")
-    assert (q.dequantize() == 0).sum() == 5 and found.flushed == 3 / 8
-
-
-def test_sqnr():
-    x = weight(96, 20).astype(np.float64)
-    q = quantize(x, "mxfp4", 0)
-    effective = q.dequantize()
-    found = measure(x, q, effective)
-    assert found.sqnr_db == pytest.approx(10 * np.log10((x**2).sum() / ((x - effective)**2).sum()), abs=1e-9)
-    exact = np.array([[1.0, 2.0, -3.0]], np.float32)
-    for lossless in (exact, np.zeros((4, 4), np.float32)):
-        assert measured(lossless, "mxfp4")[0].sqnr_db is None
-
-
-@pytest.mark.parametrize("shape, axis", [((300, 7), 0), ((7, 300), 1), ((7, 300), 0), ((3, 40, 50), 1),
-                                         ((3, 50, 40), 2), ((2000,), 0)])
-@pytest.mark.parametrize("dtype", ["mxfp4", "nvfp4", "int8", "int8_float32_tensor", "e2m1"])
-def test_pieces_add_up(shape, axis, dtype, monkeypatch):
-    whole = measured(weight(*shape), dtype, axis)[0]
-    monkeypatch.setattr(report, "SLAB", 100)
-    pieces = measured(weight(*shape), dtype, axis)[0]
-    assert pieces.sqnr_db == pytest.approx(whole.sqnr_db, abs=1e-9)
-    for fact in ("saturated", "flushed", "histogram"):
-        assert getattr(pieces, fact) == getattr(whole, fact)
-
-
-def test_histograms_hold_every_weight():
-    x = weight(50, 8)
-    found = measured(x, "mxfp4", 0)[0].histogram
-    assert sum(found.before) == sum(found.after) == 400 and found.low == -found.high == -np.abs(x).max()
-    assert page.histogram(np.zeros(3), np.zeros(3)).before[30] == 3
-
-
-# -- totals --------------------------------------------------------------------------------------------------
 
 def row(output="y", **facts):
     given = dict(node="", op="MatMul", output=output, tensor="w", shape=(4, 4), dtype="mxfp4",
-                 status="quantised", parameters=16, bits=4.25, stored_bits=4.5, sqnr_db=18.0, saturated=0.01,
-                 flushed=0.1, histogram=page.histogram(np.ones(3), np.ones(3)))
+                 status="quantised", method="rtn", parameters=16, bits=4.25, stored_bits=4.5, sqnr_db=18.0,
+                 saturated=0.01, flushed=0.1, histogram=page.histogram(np.ones(3), np.ones(3)))
     return Row(**(given | facts))
 
 
@@ -171,8 +30,53 @@ def made(*rows, **facts):
     return Report(**(given | facts))
 
 
-SKIPPED = Row("g", "Gather", "e", "table", (9, 4), "float32", "skipped", "a <reason>", parameters=36)
+def errors(error=2.0, rtn=8.0, asked_error=None, **facts):
+    """Of a layer with the signal 100."""
+    given = dict(asked="ed", rows=96, held=32, signal=100.0, rtn_error=rtn,
+                 asked_error=error if asked_error is None else asked_error, error=error, local_error=1.0,
+                 inherited_error=0.5, seconds=1.25)
+    return OutputErrors(**(given | facts))
 
+
+def diffused(output="y", *, method="ed", facts=None, **numbers):
+    """A row with output errors."""
+    return row(output, method=method, errors=errors(**numbers), **(facts or {}))
+
+
+SKIPPED = Row("g", "Gather", "e", "table", (9, 4), "float32", "skipped", "a <reason>", parameters=36)
+LOGITS = OutputFigures("logits", (8, 10), 80, 79, 0, 15.25, 0.98, 1.5, 8, 0.0125, 0, 0.975)
+COMPARED = Comparison("m.onnx", "quantised", "calib.npz", "numpy", 32, 4, (LOGITS,), "logits", 30,
+                      (Answers("m.onnx", 0.9, 0.3, None), Answers("quantised", 0.8, 0.4, None)), ("a note",))
+
+
+# -- output errors of one layer ------------------------------------------------------------------------------
+
+def test_output_errors_by_hand():
+    """Signal 100; direct cast loses 8, the layer as kept 2 (0.5 of it inherited), alone it loses 1."""
+    found = errors()
+    assert (found.ratio, found.asked_ratio, found.added_error, found.hurt) == (0.25, 0.25, 1.5, 0.015)
+    for db, quotient in ((found.accumulated_sqnr_db, 50), (found.rtn_sqnr_db, 12.5),
+                         (found.inherited_sqnr_db, 200), (found.local_sqnr_db, 100)):
+        assert db == pytest.approx(10 * math.log10(quotient), rel=1e-14)
+    unknown = errors(local_error=None, inherited_error=None)
+    assert unknown.local_sqnr_db is unknown.inherited_sqnr_db is unknown.added_error is None
+    assert unknown.hurt == 0.02
+
+
+def test_output_errors_at_the_edges():
+    exact = errors(0.0, 0.0, local_error=0.0, inherited_error=0.0)
+    assert exact.ratio is exact.asked_ratio is None and exact.hurt == 0
+    assert exact.accumulated_sqnr_db == exact.local_sqnr_db == exact.rtn_sqnr_db == INF
+    rounded = errors(-1e-14, 8.0, inherited_error=-1e-13)       # sums that rounding left below 0
+    assert rounded.ratio == rounded.hurt == rounded.added_error == 0 and rounded.accumulated_sqnr_db == INF
+    assert errors(signal=0.0).accumulated_sqnr_db == -INF and errors(signal=0.0).hurt == INF
+    assert errors(0.0, signal=0.0, inherited_error=0.0).hurt == 0
+    assert math.isnan(errors(NAN).accumulated_sqnr_db) and errors(NAN).hurt == INF
+    assert errors(INF).accumulated_sqnr_db == -INF and errors(INF).hurt == INF
+    assert errors(0.25).hurt == -0.0025                         # less than what it inherited
+
+
+# -- totals --------------------------------------------------------------------------------------------------
 
 def test_a_shared_weight_counts_once():
     both = made(row("a", shared=("b",)), row("b", shared=("a",)), row("c", bits=8.0, sqnr_db=40.0), SKIPPED)
@@ -182,18 +86,63 @@ def test_a_shared_weight_counts_once():
 
 
 def test_nothing_lost_and_nothing_done():
-    assert made(row(sqnr_db=None)).worst is None
-    assert "Every quantised weight is exact" in made(row(sqnr_db=None)).table()
+    assert made(row(sqnr_db=INF)).worst is None
+    assert "Every quantised weight is exact" in made(row(sqnr_db=INF)).table()
     nothing = made(SKIPPED)
     assert nothing.average_bits is None and "No weight was quantised" in nothing.table()
     assert "No weight was quantised" in nothing.to_html() and json.dumps(nothing.to_json(), allow_nan=False)
+    exact = made(diffused(error=0.0, rtn=0.0, inherited_error=0.0))
+    assert exact.worst is exact.lowest is None and exact.gain.mean_ratio is None
+    assert "The outputs of every layer are exact" in exact.table() and "exact" in exact.to_html()
 
 
-# -- faces ---------------------------------------------------------------------------------------------------
+def test_the_gain_over_direct_cast():
+    """Ratios 1/4, 1/8, 1 (direct cast kept) and one without: geometric mean 32^(-1/3), median 1/4."""
+    found = made(diffused("a"), diffused("b", error=1.0),
+                 diffused("c", method="rtn", error=8.0, asked_error=12.0),
+                 diffused("d", error=0.0, rtn=0.0), diffused("e", method="rtn", asked="rtn", error=8.0),
+                 row("f"), SKIPPED)
+    gain = found.gain
+    assert (gain.layers, gain.better, gain.worse, gain.rtn_kept) == (4, 2, 0, 1)
+    assert gain.mean_ratio == pytest.approx(32 ** (-1 / 3), rel=1e-14) and gain.median_ratio == 0.25
+    assert len(found.measured) == 5
+    text = found.table()
+    assert ("against direct cast: 2 of 4 layers better; direct cast kept in 1; "
+            "geometric mean 0.31, median 0.25") in text
+    assert "ed had 1.50 of the error" in text and "outputs not measured; weights 18.0 dB" in text
+    assert made(diffused("a", error=9.0)).gain.worse == 1
+    assert made(row()).gain is None and made(diffused(asked="rtn", method="rtn")).gain is None
+
+
+def test_the_layer_that_hurts_is_the_one_that_adds_most():
+    """b's outputs are worst, but 60 of its 64 come from before; a adds 30."""
+    a, b = diffused("a", error=30.0, inherited_error=0.0), diffused("b", error=64.0, inherited_error=60.0)
+    found = made(a, b)
+    assert found.worst is a and found.lowest is b
+    text = " ".join(found.table().split())
+    assert ("a (MatMul) hurts most: its outputs have an SQNR of 5.2 dB, and would be exact had it stayed in "
+            "float. The lowest SQNR, 1.9 dB, is that of b, most of it from layers before it.") in text
+    assert "Output errors are 5.48 times those of direct cast" in text      # sqrt(30/8 * 64/8)
+    html = found.to_html()
+    chart = html[html.index("Which layer hurts"):html.index("Along the depth")]
+    assert re.findall(r"<title>(\w)</title>", chart)[:2] == ["a", "b"]
+
+
+def test_data_types_differ_by_layer():
+    found = made(row("a"), row("b", dtype="nvfp4", bits=4.5), row("c"), SKIPPED, rules=(("b", "nvfp4:rtn"),))
+    assert found.dtypes == {"mxfp4": 2, "nvfp4": 1}
+    assert "mxfp4 in 2 layers, nvfp4 in 1" in found.table() and "rule: b = nvfp4:rtn" in found.table()
+    html = found.to_html()
+    assert "mxfp4 in 2 layers, nvfp4 in 1" in html and "rule b</dt><dd>nvfp4:rtn" in html
+    assert "1 rule beside it" in html and "4.33 bits per weight" in found.table()
+    assert made(row()).dtypes == {"mxfp4": 1} and "mxfp4 in" not in made(row()).table()
+
+
+# -- faces without calibration -------------------------------------------------------------------------------
 
 @pytest.fixture(scope="module")
 def full():
-    return quantize_model(every_layer()[0], dtype="mxfp4", exclude=["conv3"])
+    return quantize_model(every_layer()[0], dtype="mxfp4", method="rtn", exclude=["conv3"])
 
 
 def test_text(full):
@@ -209,60 +158,187 @@ def test_text(full):
 def test_json_is_plain_and_keeps_its_schema(full):
     data = json.loads(json.dumps(full.to_json(), allow_nan=False))
     assert list(data) == [
-        "refq_report", "refq_version", "source", "target", "settings", "totals", "warnings", "rows"
+        "refq_report", "refq_version", "source", "target", "settings", "totals", "warnings", "rows",
+        "comparison"
     ]
-    assert data["refq_report"] == 1
-    assert list(data["settings"]) == ["dtype", "method", "export", "rounding", "recipe"]
+    assert data["refq_report"] == 2 and data["comparison"] is None
+    assert list(data["settings"]) == ["dtype", "method", "export", "rounding", "recipe", "rules",
+                                      "calibration"]
     assert list(data["totals"]) == [
-        "layers", "quantised_layers", "parameters", "quantised_parameters", "average_bits",
-        "average_stored_bits", "source_bytes", "target_bytes", "worst_output", "worst_sqnr_db"
+        "layers", "quantised_layers", "measured_layers", "dtypes", "parameters", "quantised_parameters",
+        "average_bits", "average_stored_bits", "source_bytes", "target_bytes", "worst_output",
+        "worst_sqnr_db", "gain", "memory", "seconds"
     ]
     assert list(data["rows"][0]) == [
         "node", "op", "output", "tensor", "shape", "dtype", "status", "reason", "where", "reached", "axis",
         "method", "parameters", "bits", "stored_bits", "encoding", "sqnr_db", "saturated", "flushed",
-        "shared", "histogram"
+        "shared", "histogram", "errors"
     ]
     assert list(data["rows"][0]["histogram"]) == ["low", "high", "before", "after"]
     assert {r["status"] for r in data["rows"]} == {"quantised", "skipped"}
+    assert {r["errors"] for r in data["rows"]} == {None}
 
 
 def test_the_page_stands_alone(full):
     html = full.to_html(extra_sections=[("More", "<p id='own'>own html</p>")])
-    assert html.startswith("<!doctype html>") and "<script" not in html
-    assert not re.search(r"""(?:src|href)\s*=|url\(|https?://|@import""", html)
-    assert "prefers-color-scheme: dark" in html and "<p id='own'>own html</p>" in html
+    assert html.startswith("<!doctype html>") and "<p id='own'>own html</p>" in html
     assert html.count("<figure>") == 14 and "excluded by" in html
-    for tag in ("section", "table", "svg", "figure", "main", "div"):
-        assert html.count(f"<{tag}") == html.count(f"</{tag}>"), tag
+    stands_alone(html)
 
 
-def test_the_page_escapes_what_a_model_may_contain():
-    hostile = made(row(output="<b>x</b>", node="<script>alert(1)</script>", tensor="a&b", op="<i>"), SKIPPED,
-                   warnings=("<u>",), source="<s>.onnx")
-    html = hostile.to_html()
-    assert not re.search(r"<script|<b>x|<i>|<u>|<s>",
-                         html) and "&lt;script&gt;" in html and "a <reason>" not in html
+def stands_alone(html):
+    assert "<script" not in html and "prefers-color-scheme: dark" in html
+    assert not re.search(r"""(?:src|href)\s*=|url\(|https?://|@import""", html)
+    for tag in ("section", "table", "svg", "figure", "main", "div", "details", "p", "b", "small", "text"):
+        assert len(re.findall(f"<{tag}[ >]", html)) == html.count(f"</{tag}>"), tag
 
 
 def test_the_worst_layers_come_first():
     rows = [row(f"l{i}", sqnr_db=20.0 + i) for i in range(60)]
     html = made(*reversed(rows)).to_html()
     chart = html[html.index("Which layer hurts"):html.index("Every layer")]
-    assert re.findall(r"<title>l(\d+)</title>", chart) == [str(i) for i in range(report.WORST)]
+    assert re.findall(r"<title>l(\d+)</title>", chart) == [str(i) for i in range(report_page.WORST)]
     assert "The worst 40 of 60 are shown" in chart
 
 
-@pytest.mark.parametrize("db, grade", [(None, "good"), (30, "good"), (29.9, "fair"), (18, "fair"),
-                                       (17, "poor"), (0, "bad"), (-3, "bad")])
-def test_grades(db, grade):
-    assert report.grade_sqnr(db) == grade
-    made(row(sqnr_db=db)).to_html()
+@pytest.mark.parametrize("db", [INF, 30, 29.9, 18, 17, 0, -3, -INF, NAN])
+def test_any_sqnr_is_drawn(db):
+    made(row(sqnr_db=db), row("z")).to_html()
+    assert made(row(sqnr_db=db), row("z")).table()
 
 
-@pytest.mark.parametrize("share, text", [(None, ""), (0, "0"), (1e-6, "<0.01"), (0.0035, "0.35"),
-                                         (0.124, "12.4"), (1, "100.0")])
-def test_percent(share, text):
-    assert report.percent(share) == text
+def test_a_report_of_a_model_in_memory():
+    done = quantize_model(matmul_model(weight(64, 8)), method="rtn")
+    assert done.source == done.target == "" and "model: quantised weights" in done.to_html()
+    assert replace(done, source="a/b.onnx").to_html().count("b.onnx: quantised weights") == 2
+
+
+# -- faces with calibration ----------------------------------------------------------------------------------
+
+@pytest.fixture
+def measured():
+    rows = (diffused("a"), diffused("b", error=30.0, rtn=40.0), SKIPPED,
+            diffused("c", method="ed, rtn in 3 of 144 parts", error=4.0, facts={"dtype": "nvfp4"}))
+    return made(*rows, method="ed", calibration="calib.npz: 512 rows", comparison=COMPARED,
+                memory="1 GB", seconds=754.0, warnings=("a warning",))
+
+
+def test_the_table_of_outputs(measured):
+    text = measured.table()
+    lines = text.splitlines()
+    assert lines[0].split() == ("layer op weight data type method bits float dB rtn dB kept dB ratio "
+                                "local dB sat. % flush. % s").split()
+    assert lines[2].split() == ("a MatMul 4x4 mxfp4 ed 4.25 23.0 11.0 17.0 0.25 20.0 1.00 10.0 1.2").split()
+    assert lines[3].endswith("<- hurts most") and lines[4].endswith("skipped: a <reason>")
+    assert "ed+rtn" in lines[5] and lines[5].endswith("ed, rtn in 3 of 144 parts")
+    assert max(map(len, lines[:1] + lines[6:9])) <= report_text.WIDTH
+    for words in ("Measured on 32 rows held back.", "calibration: calib.npz: 512 rows",
+                  "time: 12 min 34 s; memory: 1 GB", "note: a warning", "note: a note",
+                  "logits 8x10 15.2 0.980000 1.5 0.0125 97.50 %", "float 90.00 % 0.3000",
+                  "quantised 80.00 % 0.4000",
+                  "Top-1 goes from 90.00 % to 80.00 %, NLL from 0.3000 to 0.4000."):
+        assert words in " ".join(text.split()), words
+    assert "that the codes were made from" in made(diffused(held=0)).table()
+
+
+def test_columns_with_nothing_to_say_are_left_out():
+    text = made(diffused(asked="rtn", method="rtn", local_error=None, seconds=None)).table()
+    assert text.splitlines()[0].split("bits")[1].split() == "float dB kept dB sat. % flush. %".split()
+    assert "rtn dB" not in text and "ratio" not in text and "direct cast" not in text
+    html = made(diffused(asked="rtn", method="rtn", local_error=None, seconds=None)).to_html()
+    assert "<th class=\"n\">rtn dB" not in html and "error to direct cast" not in html
+
+
+def test_long_names_are_cut_where_they_stay_different():
+    rows = [diffused(f"/model/layers.{i}/self_attn/{p}_proj/MatMul") for i in (0, 11) for p in "qk"]
+    assert [line.split()[0] for line in made(*rows).table().splitlines()[2:6]] == [
+        "0/self_attn/q_proj", "0/self_attn/k_proj", "11/self_attn/q_proj", "11/self_attn/k_proj"]
+    rows = [diffused(f"{'x' * 30}{i}{'y' * 30}") for i in range(2)]
+    names = [line.split()[0] for line in made(*rows).table().splitlines()[2:4]]
+    assert names == ["..." + "0" + "y" * 30, "..." + "1" + "y" * 30]
+
+
+def test_many_outputs_are_told_by_the_worst():
+    outputs = tuple(OutputFigures(f"o{i}", (2,), 2, 2, sqnr_db=20.0 - i, cosine=1.0) for i in range(9))
+    found = replace(COMPARED, outputs=(*outputs, LOGITS))
+    text = made(diffused(), comparison=found).table()
+    at = [text.index(f"\n{name} ") for name in ("logits", "o8", "o7", "o6", "o5", "o4")]
+    assert at == sorted(at) and "\no3 " not in text and "and 4 more outputs" in text
+    assert "o3" in made(diffused(), comparison=found).to_html()
+
+
+def test_json_with_outputs(measured):
+    data = json.loads(json.dumps(measured.to_json(), allow_nan=False))
+    found = data["rows"][0]["errors"]
+    assert list(found) == [
+        "asked", "rows", "held", "signal", "rtn_error", "asked_error", "error", "local_error",
+        "inherited_error", "seconds", "ratio", "asked_ratio", "added_error", "accumulated_sqnr_db",
+        "rtn_sqnr_db", "inherited_sqnr_db", "local_sqnr_db"
+    ]
+    assert found["ratio"] == 0.25 and found["local_sqnr_db"] == 20
+    totals = data["totals"]
+    assert totals["worst_output"] == "b" and totals["worst_sqnr_db"] == 10 * math.log10(100 / 30)
+    assert totals["gain"] == {"layers": 3, "better": 3, "worse": 0, "rtn_kept": 0, "median_ratio": 0.5,
+                              "mean_ratio": pytest.approx((0.25 * 0.75 * 0.5) ** (1 / 3), rel=1e-14)}
+    assert (totals["measured_layers"], totals["memory"], totals["seconds"]) == (3, "1 GB", 754.0)
+    assert data["comparison"]["outputs"][0]["sqnr_db"] == 15.25
+    strange = made(diffused(error=INF, rtn=NAN), diffused("b", error=0.0, signal=NAN),
+                   rules=(("*", "float"),))
+    data = json.loads(json.dumps(strange.to_json(), allow_nan=False))
+    assert data["rows"][0]["errors"]["error"] == "inf" and data["settings"]["rules"] == [["*", "float"]]
+    assert data["rows"][0]["errors"]["accumulated_sqnr_db"] == "-inf"
+
+
+def test_the_page_of_outputs(measured):
+    html = measured.to_html()
+    stands_alone(html)
+    at = [html.index(f"<h2>{title}") for title in (
+        "Which layer hurts", "Along the depth of the network", "The whole model", "Against the labels",
+        "Every layer", "Weights before and after", "How it was made", "Notes", "What the columns mean",
+        "What is said of the whole model")]
+    assert at == sorted(at) and html.index('class="tiles"') < at[0]
+    for words in ("0.45×", "3 of 3 layers better; geometric mean 0.45, median 0.50",    # (3/32)^(1/3)
+                  "mxfp4 in 2 layers, nvfp4 in 1", "80.00 %", "float: 90.00 %", "lowest output SQNR",
+                  "3: c\nnvfp4, ed, rtn in 3 of 144 parts\n14.0 dB as kept\n11.0 dB cast directly", "a note",
+                  "hurts most</span>", "12 min 34 s", "mxfp4:ed"):
+        assert words in html, words
+    text = replace(COMPARED, answers=tuple(replace(a, perplexity=math.exp(a.nll)) for a in COMPARED.answers))
+    assert "float: 1.35; top-1 80.00 %" in replace(measured, comparison=text).to_html()
+    assert "97.50 % same top-1" in replace(measured, comparison=replace(COMPARED, answers=())).to_html()
+
+
+def test_a_page_of_many_layers():
+    rows = [diffused(f"l{i}", error=50.0 - i / 10, rtn=60.0) for i in range(200)]
+    html = made(*rows).to_html()
+    stands_alone(html)
+    chart = html[html.index("Which layer hurts"):html.index("Along the depth")]
+    names = re.findall(r"<title>l(\d+)</title>", chart)
+    assert names == [str(i) for i in range(report_page.WORST)] and "the next 26</summary>" in chart
+    assert "The worst 40 of 200 are shown" in chart and html.count('class="place"') == 200
+
+
+@pytest.mark.parametrize("facts", [{"error": 0.0, "rtn": 0.0, "inherited_error": 0.0}, {"error": INF},
+                                   {"error": NAN}, {"signal": 0.0}, {"inherited_error": None},
+                                   {"error": 1e300, "rtn": 1e-300}, {"error": -1e-9}, {"signal": NAN},
+                                   {"local_error": None, "inherited_error": None, "seconds": None}])
+def test_any_errors_are_told(facts):
+    for rows in ((diffused(**facts),), (diffused(**facts), diffused("z"), row("w"))):
+        found = made(*rows, method="ed")
+        assert found.table() and json.dumps(found.to_json(), allow_nan=False)
+        html = found.to_html()
+        stands_alone(html)
+        assert not re.search(r'="-?(nan|inf)', html)
+
+
+def test_the_page_escapes_what_a_model_may_contain():
+    hostile = dict(node="<script>alert(1)</script>", tensor="a&b", op="<i>", dtype="<s>")
+    strange = replace(COMPARED, outputs=(replace(LOGITS, name="<em>"),), notes=("<q>",), data="<tt>")
+    for rows in ((row("<b>x</b>", **hostile), SKIPPED),
+                 (diffused("<b>x</b>", facts=hostile), diffused("<b>y</b>"), SKIPPED)):
+        html = made(*rows, warnings=("<u>",), source="<s>.onnx", comparison=strange, calibration="<tt>",
+                    memory="<tt>", rules=(("<i>", "<i>"),)).to_html()
+        assert not re.search(r"<script|<b>[xy]|<i>|<u>|<s>|<tt>|<em>|<q>", html)
+        assert "&lt;script&gt;" in html and "a <reason>" not in html
 
 
 @pytest.mark.parametrize("names, short", [(["/m/l.0/q/MatMul", "/m/l.1/k/MatMul"], ["0/q", "1/k"]),
@@ -271,9 +347,3 @@ def test_percent(share, text):
                                           (["x.weight", "y.weight"], ["x.", "y."])])
 def test_short_names(names, short):
     assert page.short_names(names) == short
-
-
-def test_a_report_of_a_model_in_memory():
-    done = quantize_model(matmul_model(weight(64, 8)))
-    assert done.source == done.target == "" and "model: quantised weights" in done.to_html()
-    assert replace(done, source="a/b.onnx").to_html().count("b.onnx: quantised weights") == 2

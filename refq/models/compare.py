@@ -1,4 +1,4 @@
-"""How far the answers of two models lie apart, measured on data and told as text, as JSON and as a page.
+"""How far the answers of two models lie apart, measured on data, batch by batch.
 
 One batch is in memory at a time; sums are taken in float64 in the order of the data, so that the figures are
 the same on every run.
@@ -12,35 +12,15 @@ import numpy as np
 import onnx
 
 from refq.errors import InputError
-from refq.formats.table import columns
 from refq.models import data as model_data
-from refq.models import page
 from refq.models.engine import ENGINES
-from refq.models.metrics import log_softmax
-from refq.models.report import grade_sqnr
+from refq.models.figures import plain
+from refq.models.metrics import log_softmax, ratio_db
 from refq.version import __version__
 
 SCHEMA = 1              # of to_json; raised when a key changes its meaning or goes away
 SLAB = 1 << 20          # values measured at a time
 IGNORED = -100          # a label that does not count, as padding of texts is marked
-# Share of rows with the same first choice, down to which it has a grade.
-SAME_GRADES = ((0.995, "good"), (0.98, "fair"), (0.95, "poor"), (-1.0, "bad"))
-LOSSLESS = "exact"
-
-MEANINGS = (
-    ("SQNR", "signal to quantisation noise of an output: 10 log10(sum a^2 / sum (a - b)^2), in dB. Six dB "
-             "more is half the error."),
-    ("cosine", "of the angle between the two models' values, taken as vectors."),
-    ("max |a - b|", "the largest difference of two values."),
-    ("KL", "mean over rows of KL(a || b) in nats, the probabilities being the softmax along the last axis, "
-           "or the values themselves where a Softmax makes them. Given for outputs of floats of 2 or 3 axes, "
-           "the last of 2 or more entries; it means something where these are logits or probabilities."),
-    ("same top-1", "share of rows in which the largest entry is at the same place (of equal ones the "
-                   "first)."),
-    ("top-1, NLL", "share of the labels that have the largest entry, and mean negative log-likelihood of the "
-                   "labels in nats. Perplexity is its exponential, given for [batch, time, vocabulary]. A "
-                   f"label of {IGNORED} does not count."),
-)
 
 
 @dataclass(frozen=True)
@@ -80,8 +60,9 @@ class Answers:
 
 @dataclass(frozen=True)
 class Comparison:
-    """The outcome of compare_models. rows: of data. labelled: the output that the labels are of, "" without
-    labels, and `labels` how many counted. answers: of a and b, with labels."""
+    """The outcome of compare_models. a, b: names of the models. data: in words. rows: of data. labelled: the
+    output that the labels are of, "" without labels, and `labels` how many counted. answers: of a and b, with
+    labels that count."""
 
     a: str
     b: str
@@ -104,17 +85,19 @@ class Comparison:
 
     def table(self) -> str:
         """The comparison as text for a terminal."""
-        return _text(self)
+        from refq.models.compare_text import text
+        return text(self)
 
     def to_json(self) -> dict:
         """The comparison as a dict that json.dumps takes. "refq_comparison" is the schema's number. Numbers
         that are not finite are the strings "inf", "-inf" and "nan"; null: does not apply."""
         facts = asdict(self)
-        return {"refq_comparison": SCHEMA, "refq_version": facts.pop("version"), **_plain(facts)}
+        return {"refq_comparison": SCHEMA, "refq_version": facts.pop("version"), **plain(facts)}
 
     def to_html(self) -> str:
         """The comparison as one self-contained page."""
-        return _html(self)
+        from refq.models.compare_page import html
+        return html(self)
 
 
 def compare_models(a, b, data, labels=None, engine="numpy", batch=None, progress=None) -> Comparison:
@@ -134,26 +117,66 @@ def compare_models(a, b, data, labels=None, engine="numpy", batch=None, progress
     inputs = {name: declared for name, declared in first.inputs.items()
               if name not in first.defaults or name in second.inputs}
     found = model_data.batches(data, inputs, batch, labels, inputs.keys() & first.defaults.keys())
-    sums = {name: _Sums(name, _is_softmax(first, name), _is_softmax(second, name)) for name in first.outputs}
-    score, rows, count = None, 0, 0
+    comparer = Comparer(first.model, second.model)
     tell, close = _teller(progress)
     try:
         for count, part in enumerate(found, 1):
             tell(count - 1, found.total)
-            ours, theirs = first.run(part.feeds), second.run(_for_second(part.feeds, second))
-            for name, measured in sums.items():
-                measured.add(ours[name], theirs[name])
-            if part.labels is not None:
-                score = score or _Score(_labelled(part.labels, ours), sums)
-                score.add(part.labels, ours, theirs)
-            rows += part.rows
+            comparer.add(part.rows, part.labels, first.run(part.feeds),
+                         second.run(_for_second(part.feeds, second)))
             tell(count, found.total)
     finally:
         close()
-    names = _name(a, "model a"), _name(b, "model b")
-    return Comparison(*names, found.source, engine, rows, count, tuple(map(_Sums.figures, sums.values())),
-                      score.output if score else "", score.count if score else 0,
-                      score.answers(names) if score else (), tuple(found.notes))
+    result = comparer.result(_name(a, "model a"), _name(b, "model b"), found.source, engine, found.notes)
+    if result.labelled and not result.labels:
+        raise InputError(f"every label is {IGNORED}, so that none counts")
+    return result
+
+
+class Comparer:
+    """Compares the outputs of two models that somebody else runs.
+
+    a, b: ModelProtos, of which only the outputs are looked at; b None: b ends as a does.
+
+        comparer = Comparer(a, b)
+        for part in data:
+            comparer.add(part.rows, part.labels, outputs_of_a, outputs_of_b)
+        comparison = comparer.result("a.onnx", "b.onnx", data.source)
+    """
+
+    def __init__(self, a: onnx.ModelProto, b: onnx.ModelProto | None = None):
+        makers = [_makers(model) for model in (a, a if b is None else b)]
+        self._sums = {name: _Sums(name, *(_is_softmax(each, name) for each in makers))
+                      for name in (value.name for value in a.graph.output)}
+        self._score: _Score | None = None
+        self.rows = self.batches = 0
+
+    def check(self, labels: np.ndarray, outputs: dict) -> None:
+        """Raises InputError where `add` would for these labels: before long work, say, on outputs of a."""
+        output = _labelled(labels, {name: outputs[name] for name in self._sums})
+        _check_labels(labels, output, outputs[output])
+
+    def add(self, rows: int, labels: np.ndarray | None, ours: dict, theirs: dict) -> None:
+        """One batch. rows: of data, to be counted. labels: of the first output of 2 or 3 axes whose shape
+        without the last axis they have. ours, theirs: the outputs of a and b, name -> array; others may be
+        among them. Raises InputError for labels or outputs that do not fit."""
+        for name, measured in self._sums.items():
+            measured.add(ours[name], theirs[name])
+        if labels is not None:
+            if self._score is None:
+                own = {name: ours[name] for name in self._sums}
+                self._score = _Score(_labelled(labels, own), self._sums)
+            self._score.add(labels, ours, theirs)
+        self.rows += rows
+        self.batches += 1
+
+    def result(self, a: str = "float model", b: str = "quantised model", data: str = "",
+               engine: str = "numpy", notes=()) -> Comparison:
+        """What all batches together say. a, b: names of the models. data: where it is from, in words."""
+        score = self._score
+        return Comparison(a, b, data, engine, self.rows, self.batches,
+                          tuple(map(_Sums.figures, self._sums.values())), score.output if score else "",
+                          score.count if score else 0, score.answers((a, b)) if score else (), tuple(notes))
 
 
 # -- do they fit together ------------------------------------------------------------------------------------
@@ -209,6 +232,19 @@ def _labelled(labels: np.ndarray, outputs: dict) -> str:
                      f"{shapes}; labels have the shape of the logits without the last axis")
 
 
+def _check_labels(labels: np.ndarray, output: str, values: np.ndarray) -> None:
+    """InputError where labels are none of the output of that name."""
+    if labels.dtype.kind not in "iu":
+        raise InputError(f"labels are {labels.dtype}; they must be integers")
+    if labels.shape != values.shape[:-1]:
+        raise InputError(f"labels have shape {labels.shape}; output {output!r} of shape "
+                         f"{values.shape} needs {values.shape[:-1]}")
+    wrong = labels[((labels < 0) | (labels >= values.shape[-1])) & (labels != IGNORED)]
+    if wrong.size:
+        raise InputError(f"a label is {wrong.flat[0]}; the {values.shape[-1]} classes of output {output!r} "
+                         f"allow 0..{values.shape[-1] - 1}, and {IGNORED} for what does not count")
+
+
 def _has_rows(value) -> bool:
     """Whether an output may be logits."""
     return _is_float(value) and value.ndim in (2, 3) and value.shape[-1] > 1
@@ -222,9 +258,13 @@ def _is_numeric(value) -> bool:
     return isinstance(value, np.ndarray) and value.dtype.kind not in "OUST"
 
 
-def _is_softmax(engine, output: str) -> bool:
+def _makers(model: onnx.ModelProto) -> dict[str, onnx.NodeProto]:
+    """Tensor of the main graph -> the node that makes it."""
+    return {name: node for node in model.graph.node for name in node.output}
+
+
+def _is_softmax(makers: dict[str, onnx.NodeProto], output: str) -> bool:
     """Whether a Softmax makes an output; along which axis, the values tell."""
-    makers = {name: node for node in engine.model.graph.node for name in node.output}
     node = makers.get(output)
     while node is not None and node.op_type in ("Identity", "Cast", "Reshape", "Flatten"):
         node = makers.get(node.input[0])
@@ -326,14 +366,9 @@ class _Sums:
         if self.values > self.nonfinite:
             measured = {"max_difference": self.largest}
             if self.floats:
-                measured |= {"sqnr_db": self._sqnr(), "cosine": self._cosine()}
+                measured |= {"sqnr_db": ratio_db(self.signal, self.noise), "cosine": self._cosine()}
         counts = self.values, self.unequal, self.nonfinite
         return OutputFigures(self.name, self.shape, *counts, **measured, **rows)
-
-    def _sqnr(self) -> float:
-        if not self.noise:
-            return math.inf
-        return 10 * (math.log10(self.signal) - math.log10(self.noise)) if self.signal else -math.inf
 
     def _cosine(self) -> float:
         if not self.signal or not self.other:
@@ -352,7 +387,7 @@ class _Score:
     def add(self, labels: np.ndarray, *outputs: dict) -> None:
         """The labels of one batch and the outputs of a and b."""
         values = [each[self.output] for each in outputs]
-        self._check(labels, values[0])
+        _check_labels(labels, self.output, values[0])
         self.text = values[0].ndim == 3
         flat = labels.reshape(-1).astype(np.int64)
         self.count += int(np.count_nonzero(flat != IGNORED))
@@ -369,22 +404,10 @@ class _Score:
         chosen = _log_probabilities(rows, self.probabilities[model])[np.arange(len(labels)), labels]
         self.loss[model] -= float(np.sum(chosen))
 
-    def _check(self, labels: np.ndarray, values: np.ndarray) -> None:
-        if labels.dtype.kind not in "iu":
-            raise InputError(f"labels are {labels.dtype}; they must be integers")
-        if labels.shape != values.shape[:-1]:
-            raise InputError(f"labels have shape {labels.shape}; output {self.output!r} of shape "
-                             f"{values.shape} needs {values.shape[:-1]}")
-        wrong = labels[((labels < 0) | (labels >= values.shape[-1])) & (labels != IGNORED)]
-        if wrong.size:
-            raise InputError(f"a label is {wrong.flat[0]}; the {values.shape[-1]} classes of output "
-                             f"{self.output!r} allow 0..{values.shape[-1] - 1}, and {IGNORED} for what does "
-                             "not count")
-
     def answers(self, names) -> tuple[Answers, ...]:
-        """Of both models."""
+        """Of both models; none when no label counts."""
         if not self.count:
-            raise InputError(f"every label is {IGNORED}, so that none counts")
+            return ()
         losses = [loss / self.count for loss in self.loss]
         return tuple(Answers(name, right / self.count, loss, _exp(loss) if self.text else None)
                      for name, right, loss in zip(names, self.right, losses))
@@ -412,177 +435,3 @@ def _exp(value: float) -> float:
         return math.exp(value)
     except OverflowError:
         return math.inf
-
-
-# -- text ----------------------------------------------------------------------------------------------------
-
-def _plain(value):
-    """Dicts and lists of numbers that JSON has."""
-    if isinstance(value, dict):
-        return {key: _plain(entry) for key, entry in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_plain(entry) for entry in value]
-    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def _text(report: Comparison) -> str:
-    head = ("output", "shape", "SQNR dB", "cosine", "max |a-b|", "KL", "same top-1", "")
-    lines = [f"a  {report.a}", f"b  {report.b}", f"on {_data_words(report)}", "",
-             columns([head, *map(_cells, report.outputs)], right=range(2, 7))]
-    if report.answers:
-        head = ("", "top-1", "NLL", *(["perplexity"] if report.answers[0].perplexity is not None else []))
-        cells = [(letter, *_answer_cells(answers)) for letter, answers in zip("ab", report.answers)]
-        lines += ["", f"{report.labels:,} labels of output {report.labelled}",
-                  columns([head, *cells], right=range(1, len(head)))]
-    lines += ["", _headline(report)[0], *(f"note: {note}" for note in report.notes)]
-    return "\n".join(lines)
-
-
-def _cells(row: OutputFigures) -> tuple[str, ...]:
-    remarks = [row.reason]
-    if row.values and row.sqnr_db is None:
-        remarks.append(f"{row.unequal:,} of {row.values:,} values differ")
-    if row.nonfinite:
-        remarks.append(f"{row.nonfinite:,} of {row.values:,} values are NaN or infinite")
-    if row.kl_infinite:
-        remarks.append(f"KL of {row.kl_infinite:,} of {row.rows:,} rows is not finite")
-    return (row.name, "x".join(map(str, row.shape)), _decibels(row), _number(row.cosine, ".6f"),
-            _number(row.max_difference, ".4g"), _number(row.kl, ".4g"), _percent(row.same_top1),
-            "; ".join(filter(None, remarks)))
-
-
-def _answer_cells(answers: Answers) -> tuple[str, ...]:
-    more = [] if answers.perplexity is None else [f"{answers.perplexity:.4g}"]
-    return (_percent(answers.top1), f"{answers.nll:.4f}", *more)
-
-
-def _number(value: float | None, form: str) -> str:
-    return "" if value is None else format(value, form)
-
-
-def _decibels(row: OutputFigures) -> str:
-    if row.sqnr_db is None:
-        return ""
-    return LOSSLESS if row.sqnr_db == math.inf else f"{row.sqnr_db:.1f}"
-
-
-def _percent(share: float | None) -> str:
-    return "" if share is None else f"{100 * share:.2f} %"
-
-
-def _data_words(report: Comparison) -> str:
-    counts = _count(report.rows, "row"), _count(report.batches, "batch")
-    return f"{report.data}: {counts[0]} in {counts[1]}, engine {report.engine}"
-
-
-def _count(number: int, word: str) -> str:
-    plural = f"{word}es" if word.endswith("ch") else f"{word}s"
-    return f"{number:,} {word if number == 1 else plural}"
-
-
-def _headline(report: Comparison) -> tuple[str, str]:
-    """What a reader should take away first, and its grade."""
-    worst = report.worst
-    values, unequal = (sum(getattr(row, part) for row in report.outputs) for part in ("values", "unequal"))
-    if not values:
-        return "No output could be measured.", "bad"
-    if not unequal:
-        return f"The two models give the same values on all {_count(report.rows, 'row')}.", "good"
-    if worst is None:
-        return f"{unequal:,} of {values:,} values differ.", _grade_same(1 - unequal / values)
-    grade = grade_sqnr(worst.sqnr_db)
-    where = f"Output {worst.name}" + (", the worst," if len(report.outputs) > 1 else "")
-    if worst.sqnr_db == math.inf:
-        sentences, grade = ["The outputs differ only in values that are NaN or infinite."], "bad"
-    else:
-        rows = "" if worst.same_top1 is None else (f", and {_percent(worst.same_top1)} of its rows have the "
-                                                   "same first choice")
-        sentences = [f"{where} has an SQNR of {worst.sqnr_db:.1f} dB{rows}."]
-        if worst.same_top1 is not None:
-            grade = _grade_same(worst.same_top1)
-    if report.answers:
-        a, b = report.answers
-        sentences.append(f"Top-1 goes from {_percent(a.top1)} to {_percent(b.top1)}, " + (
-            f"perplexity from {a.perplexity:.4g} to {b.perplexity:.4g}." if a.perplexity is not None
-            else f"NLL from {a.nll:.4f} to {b.nll:.4f}."))
-    return " ".join(sentences), grade
-
-
-def _grade_same(share: float) -> str:
-    return next(grade for least, grade in SAME_GRADES if share >= least)
-
-
-# -- the page ------------------------------------------------------------------------------------------------
-
-def _html(report: Comparison) -> str:
-    sentence, grade = _headline(report)
-    blocks = [page.headline(sentence, grade), page.tiles(_tiles(report))]
-    if report.answers:
-        blocks.append(_answers(report))
-    if sum(row.sqnr_db is not None for row in report.outputs) > 1:
-        blocks.append(_worst_first(report))
-    head = ("output", "shape", "SQNR dB", "cosine", "max |a - b|", "KL", "same top-1", "")
-    rows = [_html_row(row) for row in report.outputs]
-    if not any(row[-1] for row in rows):
-        head, rows = head[:-1], [row[:-1] for row in rows]
-    blocks.append(page.section("Every output", page.table(head, rows, numeric=(2, 3, 4, 5, 6)),
-                               "b against a. Shapes are those of the first batch."))
-    if report.notes:
-        blocks.append(page.section("Notes", page.bullets(report.notes)))
-    blocks.append(page.section("What the columns mean", page.definitions(MEANINGS)))
-    names = [name.replace("\\", "/").rsplit("/", 1)[-1] for name in (report.a, report.b)]
-    subtitle = f"a: {report.a} · b: {report.b} · {_data_words(report)}"
-    title = f"{names[0]} and {names[1]}: outputs compared"
-    return page.page(title, subtitle, blocks, f"refq {report.version}")
-
-
-def _tiles(report: Comparison) -> list[tuple[str, str, str]]:
-    worst = report.worst
-    entries = [("rows of data", f"{report.rows:,}", f"{report.data}, {_count(report.batches, 'batch')}")]
-    if worst is None:
-        return entries
-    decibels = _decibels(worst)
-    entries.append(("lowest SQNR", decibels if decibels == LOSSLESS else f"{decibels} dB", worst.name))
-    if worst.same_top1 is not None:
-        entries += [("same top-1", _percent(worst.same_top1), f"of {_count(worst.rows, 'row')}"),
-                    ("KL", _number(worst.kl, ".4g"), "nats, mean over rows")]
-    if report.answers:
-        a, b = report.answers
-        entries.append(("top-1 of b", _percent(b.top1), f"a: {_percent(a.top1)}"))
-        entries.append(("NLL of b", f"{b.nll:.4f}", f"a: {a.nll:.4f}") if b.perplexity is None
-                       else ("perplexity of b", f"{b.perplexity:.4g}", f"a: {a.perplexity:.4g}"))
-    return entries
-
-
-def _answers(report: Comparison) -> str:
-    panels = []
-    for title, facts, text in (("top-1", "top1", _percent), ("NLL, nats", "nll", "{:.4f}".format),
-                               ("perplexity", "perplexity", "{:.4g}".format)):
-        values = [getattr(answers, facts) for answers in report.answers]
-        if None in values:
-            continue
-        full = 1.0 if facts == "top1" else max(filter(math.isfinite, values), default=0.0)
-        panels.append((title, [page.Bar(letter, value if math.isfinite(value) else full, text(value))
-                               for letter, value in zip("ab", values)], full))
-    return page.section("Against the labels", page.bars(panels),
-                        f"{report.labels:,} labels of output {report.labelled}; long bars are good for top-1 "
-                        "and bad for the others.")
-
-
-def _worst_first(report: Comparison) -> str:
-    rows = sorted((row for row in report.outputs if row.sqnr_db is not None), key=lambda row: row.sqnr_db)
-    errors = [10 ** (-max(row.sqnr_db, -20.0) / 20) for row in rows]
-    bars = [page.Bar(row.name, error, _decibels(row), grade_sqnr(row.sqnr_db))
-            for row, error in zip(rows, errors)]
-    panel = ("error against signal, SQNR dB", bars, max(errors))
-    return page.section("Which output hurts", page.bars([panel]),
-                        "The outputs that differ most come first; long bars are bad.")
-
-
-def _html_row(row: OutputFigures) -> tuple:
-    name, shape, decibels, cosine, largest, kl, same, remarks = _cells(row)
-    if row.sqnr_db is not None:
-        decibels = page.graded(decibels, grade_sqnr(row.sqnr_db))
-    if row.same_top1 is not None:
-        same = page.graded(same, _grade_same(row.same_top1))
-    return name, shape.replace("x", "×"), decibels, cosine, largest, kl, same, remarks

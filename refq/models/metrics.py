@@ -72,6 +72,21 @@ def sqnr_db(reference, other):
     return 20 * (math.log10(signal) - math.log10(noise)) if signal else -math.inf
 
 
+def ratio_db(signal, noise):
+    """10 log10(signal / noise) of two sums of squares, in dB.
+
+    +Inf without noise (rounding may leave a sum just below 0: that is none), -Inf when only the signal is 0
+    or the noise is infinite, NaN where one is NaN or both are infinite.
+    """
+    if math.isnan(signal) or math.isnan(noise) or math.inf == signal == noise:
+        return math.nan
+    if noise <= 0:
+        return math.inf
+    if signal <= 0 or noise == math.inf:
+        return -math.inf
+    return math.inf if signal == math.inf else 10 * (math.log10(signal) - math.log10(noise))
+
+
 def cosine(reference, other):
     """Cosine of the angle between the two arrays taken as vectors, -1..1.
 

@@ -64,23 +64,41 @@ svg .good { fill:var(--good) } svg .fair { fill:var(--fair) } svg .poor { fill:v
   fill:var(--bad) }
 svg .weight { fill:var(--weight) } svg .quant { fill:none; stroke:var(--accent); stroke-width:1.4 }
 svg .axis { stroke:var(--line) }
+svg .line { fill:none; stroke:var(--accent); stroke-width:1.6 } svg .mark { font-weight:650 }
+svg .dashed { fill:none; stroke:var(--soft); stroke-width:1.2; stroke-dasharray:2 3 }
+svg .ring { fill:var(--card); stroke:var(--soft); stroke-width:1.3 }
+svg circle, svg path { pointer-events:none } svg .place { fill:transparent }
+svg .place:hover { fill:var(--track); fill-opacity:.6 }
 ul { margin:0; padding-left:20px } dl { display:grid; grid-template-columns:max-content 1fr; gap:4px 16px;
   margin:0 }
 dt { color:var(--soft) } dd { margin:0 } footer { color:var(--soft); font-size:12.5px; margin-top:24px }
-.key i { display:inline-block; width:11px; height:11px; border-radius:3px; margin:0 5px 0 12px;
+section > p.key { margin:10px 0 0; font-size:13px; max-width:none }
+.key span { white-space:nowrap; margin-right:16px }
+.key i { display:inline-block; width:11px; height:11px; border-radius:3px; margin-right:6px;
   vertical-align:-1px }
+.key .weight { background:var(--weight) } .key .good { background:var(--good) }
+.key .fair { background:var(--fair) } .key .poor { background:var(--poor) }
+.key .bad { background:var(--bad) }
+.key .ring { border:1.5px solid var(--soft); border-radius:99px; background:none }
+.key .line, .key .dashed { width:20px; height:0; border-radius:0; vertical-align:3px;
+  border-top:2px solid var(--accent) }
+.key .dashed { border-top:2px dotted var(--soft) }
+.wide { min-width:250px } td.name small { display:block; font-weight:400; color:var(--soft); font-size:12px }
+summary { color:var(--soft); font-size:13px; cursor:pointer; margin:6px 0 }
 @media print { body { background:#fff } section, .tile { break-inside:avoid } }
 """
 
 
 @dataclass(frozen=True)
 class Bar:
-    """One bar: `value` gives its length, `text` stands beside it, `grade` is one of GRADES."""
+    """One bar: `value` gives its length, `text` stands beside it, `grade` is one of GRADES. base: how much of
+    the value, from the start, is grey."""
 
     label: str
     value: float
     text: str
     grade: str = "fair"
+    base: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -196,6 +214,17 @@ def bars(panels: Sequence[tuple[str, Sequence[Bar], float]]) -> str:
     return "".join(parts) + "</svg>"
 
 
+def details(summary: str, html: str) -> str:
+    """HTML that shows when the summary is clicked on."""
+    return f"<details><summary>{escape(summary)}</summary>{html}</details>"
+
+
+def key(entries: Iterable[tuple[str, str]]) -> str:
+    """What colours and lines mean: (class of the style sheet, words)."""
+    words = "".join(f'<span><i class="{kind}"></i>{escape(text)}</span>' for kind, text in entries)
+    return f'<p class="key">{words}</p>'
+
+
 def short_names(names: Sequence[str]) -> list[str]:
     """Names without the path parts that all of them begin or end with: "/m/l.0/q/MatMul", "/m/l.1/k/MatMul"
     -> "l.0/q", "l.1/k". A single name, and names without a common part, stay as they are.
@@ -251,7 +280,12 @@ def definitions(pairs: Iterable[tuple[str, str]]) -> str:
 
 
 def _bar(x: float, y: float, length: float, bar: Bar, full: float) -> str:
-    filled = max(2.0 if bar.value > 0 else 0.0, length * min(1.0, bar.value / full if full else 0.0))
+    def reach(value):
+        return length * min(1.0, max(0.0, value) / full if full else 0.0)
+    filled, grey = max(2.0 if bar.value > 0 else 0.0, reach(bar.value)), reach(min(bar.base, bar.value))
+    under = (f'<rect class="weight" x="{x:.1f}" y="{y + 6}" width="{max(2.0, grey):.1f}" height="12" rx="3"/>'
+             if bar.base > 0 else "")
     return (f'<rect class="track" x="{x:.1f}" y="{y + 6}" width="{length:.1f}" height="12" rx="3"/>'
             f'<rect class="{bar.grade}" x="{x:.1f}" y="{y + 6}" width="{filled:.1f}" height="12" rx="3"/>'
+            f"{under}"
             f'<text x="{x + length + 7:.1f}" y="{y + 16}">{escape(bar.text)}</text>')

@@ -1,47 +1,98 @@
-"""What quantising a model did to each of its weights: measured, and told as text, as JSON and as a page."""
+"""The report of quantize_model: what became of each weight, and of the outputs of each layer."""
 
-from collections.abc import Iterator
+import math
+import statistics
+from collections import Counter
 from dataclasses import asdict, dataclass, field
 
-import numpy as np
 import onnx
 
-from refq.blocks.quantize import unit_factors
-from refq.formats.codec import decode
-from refq.formats.listed import key
-from refq.models import page
+from refq.models.compare import Comparison
+from refq.models.figures import plain, size
+from refq.models.measure import Measure, measure
+from refq.models.metrics import ratio_db
+from refq.models.page import Histogram
 
-SCHEMA = 1              # of to_json; raised when a key changes its meaning or goes away
-SLAB = 1 << 20          # weights measured at a time
-WORST = 40              # layers in the bar plot
-# SQNR in dB from which a layer has a grade, and shares of weights up to which it has one. Four-bit elements
-# flush about a tenth of normally distributed weights, so that this alone is no alarm.
-SQNR_GRADES = ((30.0, "good"), (18.0, "fair"), (12.0, "poor"), (-np.inf, "bad"))
-SHARE_GRADES = {"saturated": ((0.002, "good"), (0.02, "fair"), (0.1, "poor"), (np.inf, "bad")),
-                "flushed": ((0.02, "good"), (0.2, "fair"), (0.4, "poor"), (np.inf, "bad"))}
-
-MEANINGS = (
-    ("SQNR",
-     "signal to quantisation noise of the weights: 10 log10(sum w^2 / sum (w - q)^2), q the weights that the "
-     "written file gives back. Six dB more is half the error."),
-    ("saturated",
-     "share of the weights cut off at the end of their block's range: rounded to nearest without a range, "
-     "they would have gone beyond the largest value that the block can represent (OVER-1)."),
-    ("flushed", "share of the weights that were not zero and became zero."),
-    ("bits",
-     "bits per weight of the data type, its scales included and short tiles counted as they are; stored: "
-     "what the weight takes in this file."),
-)
+SCHEMA = 2              # of to_json; raised when a key changes its meaning or goes away
+DIRECT = "rtn"          # the method that every other one is held against
+# What OutputErrors work out; with its fields they make the object "errors" of a row's JSON.
+DERIVED = ("ratio", "asked_ratio", "added_error", "accumulated_sqnr_db", "rtn_sqnr_db", "inherited_sqnr_db",
+           "local_sqnr_db")
 
 
 @dataclass(frozen=True)
-class Measure:
-    """Numbers about one quantised weight. sqnr_db is None if nothing was lost; shares are of all weights."""
+class OutputErrors:
+    """What quantising one layer O = X W^T did to its outputs, as sums of squares.
 
-    sqnr_db: float | None
-    saturated: float
-    flushed: float
-    histogram: page.Histogram
+    X: the layer's inputs in the float model; X^: those it meets behind the quantised layers before it; Q: its
+    quantised weights.
+
+    asked: the method asked for (what was kept is Row.method). rows: calibration rows that the codes were made
+    from. held: rows held back, on which everything here is measured; 0: measured on the former.
+    signal: ||X W^T||^2.
+    rtn_error, asked_error, error: ||X W^T - X^ Q^T||^2 with Q of direct cast, of the method asked for, and as
+    kept.
+    local_error: ||X (W - Q)^T||^2, the layer alone behind float layers. inherited_error: ||(X - X^) W^T||^2,
+    what its outputs would have lost had it stayed in float. None: not measured.
+    seconds: that the layer took.
+    """
+
+    asked: str
+    rows: int
+    held: int
+    signal: float
+    rtn_error: float
+    asked_error: float
+    error: float
+    local_error: float | None = None
+    inherited_error: float | None = None
+    seconds: float | None = None
+
+    @property
+    def ratio(self) -> float | None:
+        """The error over that of direct cast; None where that has none."""
+        return _over(self.error, self.rtn_error)
+
+    @property
+    def asked_ratio(self) -> float | None:
+        """The same for the method asked for."""
+        return _over(self.asked_error, self.rtn_error)
+
+    @property
+    def added_error(self) -> float | None:
+        """What the layer's own quantisation adds; below 0 where it makes good for layers before it."""
+        if self.inherited_error is None:
+            return None
+        return _cut(self.error) - _cut(self.inherited_error)
+
+    @property
+    def accumulated_sqnr_db(self) -> float:
+        """Of the outputs, with all that earlier layers lost; inf: exact."""
+        return ratio_db(self.signal, self.error)
+
+    @property
+    def rtn_sqnr_db(self) -> float:
+        """The same, had this layer been cast directly."""
+        return ratio_db(self.signal, self.rtn_error)
+
+    @property
+    def inherited_sqnr_db(self) -> float | None:
+        """The same, had this layer stayed in float."""
+        return None if self.inherited_error is None else ratio_db(self.signal, self.inherited_error)
+
+    @property
+    def local_sqnr_db(self) -> float | None:
+        """Of the outputs behind float layers."""
+        return None if self.local_error is None else ratio_db(self.signal, self.local_error)
+
+    @property
+    def hurt(self) -> float:
+        """The error that the layer adds (where that was not measured, all of it) over the signal. What is not
+        a number hurts without limit."""
+        added = _cut(self.error) if self.added_error is None else self.added_error
+        if self.signal > 0 and math.isfinite(added / self.signal):
+            return added / self.signal
+        return 0.0 if added <= 0 else math.inf
 
 
 @dataclass(frozen=True)
@@ -52,8 +103,10 @@ class Row:
     the main graph. tensor: the weight. reached: operators between the stored weight and the node. shape: of
     the weight as the node reads it. axis: reduction axis of the matrix that was cast. dtype: the data type,
     or the file's type when skipped. status: "quantised" or "skipped". reason: why it was skipped, or what
-    else to know. shared: keys of the other layers that use the same quantised weight. bits, stored_bits: per
-    weight (MEANINGS). encoding: in words.
+    else to know. method: what the codes come from, in words: "ed", or "ed, rtn in 3 of 144 parts". shared:
+    keys of the other layers that use the same quantised weight. bits, stored_bits: per weight. encoding: in
+    words. sqnr_db: of the weights, inf when nothing was lost. saturated, flushed: shares of the weights.
+    errors: of the outputs, None without calibration data.
     """
 
     node: str
@@ -76,7 +129,8 @@ class Row:
     saturated: float | None = None
     flushed: float | None = None
     shared: tuple[str, ...] = ()
-    histogram: page.Histogram | None = None
+    histogram: Histogram | None = None
+    errors: OutputErrors | None = None
 
     @property
     def quantised(self) -> bool:
@@ -87,13 +141,43 @@ class Row:
         """The node's name where it has one, else its output."""
         return self.node or self.output
 
+    @property
+    def decisive_db(self) -> float | None:
+        """The SQNR that counts: of the outputs where they were measured, else of the weights."""
+        return self.errors.accumulated_sqnr_db if self.errors else self.sqnr_db
+
+    @property
+    def rtn_kept(self) -> bool:
+        """Whether direct cast was better than the method asked for."""
+        return self.errors is not None and self.method == DIRECT != self.errors.asked
+
+
+@dataclass(frozen=True)
+class Gain:
+    """The output errors of a model's weights over those of direct cast.
+
+    layers: weights measured for which another method was asked. better, worse: whose error is below, above
+    that of direct cast. rtn_kept: where direct cast was kept. mean_ratio, median_ratio: geometric mean and
+    median of the ratios that are finite and above 0; None where none is.
+    """
+
+    layers: int
+    better: int
+    worse: int
+    rtn_kept: int
+    mean_ratio: float | None
+    median_ratio: float | None
+
 
 @dataclass(frozen=True)
 class Report:
     """The outcome of quantize_model: settings, one row per weight-bearing node in file order, totals.
 
-    model: the quantised ModelProto when no output path was given, else None. parameters: floating-point
-    values stored in the source. source_bytes, target_bytes: sizes of the two models, data files included.
+    File order is an order of running. dtype, method: the defaults; rules: (pattern, "data type[:method]" or
+    "float") of what differs, in the order given. model: the quantised ModelProto when no output path was
+    given, else None. parameters: floating-point values stored in the source. source_bytes, target_bytes:
+    sizes of the two models, data files included. calibration: the data, in words; "" without. comparison:
+    the outputs of the float and the quantised model on data held back. memory: in words. seconds: in all.
     """
 
     rows: tuple[Row, ...]
@@ -109,6 +193,11 @@ class Report:
     source: str = ""
     target: str = ""
     warnings: tuple[str, ...] = ()
+    rules: tuple[tuple[str, str], ...] = ()
+    calibration: str = ""
+    comparison: Comparison | None = None
+    memory: str = ""
+    seconds: float | None = None
     model: onnx.ModelProto | None = field(default=None, repr=False, compare=False)
 
     @property
@@ -121,6 +210,16 @@ class Report:
                 kept.append(row)
             seen.update(row.shared if row.quantised else ())
         return tuple(kept)
+
+    @property
+    def measured(self) -> tuple[Row, ...]:
+        """The weights whose layers' outputs were measured."""
+        return tuple(row for row in self.weights if row.errors)
+
+    @property
+    def dtypes(self) -> dict[str, int]:
+        """Data type -> number of layers, the most frequent first."""
+        return dict(Counter(row.dtype for row in self.rows if row.quantised).most_common())
 
     @property
     def quantised_parameters(self) -> int:
@@ -137,41 +236,74 @@ class Report:
 
     @property
     def worst(self) -> Row | None:
-        """The quantised row of lowest SQNR; None when none lost anything."""
-        lossy = [row for row in self.weights if row.sqnr_db is not None]
-        return min(lossy, key=lambda row: row.sqnr_db, default=None)
+        """The layer that hurts most: whose quantisation adds the largest error to its outputs for their
+        signal, where outputs were measured; else the one of lowest SQNR of the weights. None when nothing was
+        lost."""
+        if self.measured:
+            return max((row for row in self.measured if row.errors.hurt > 0),
+                       key=lambda row: row.errors.hurt, default=None)
+        return _lowest(self.weights)
+
+    @property
+    def lowest(self) -> Row | None:
+        """The row of lowest SQNR, whatever earlier layers have to do with it; None when nothing was lost."""
+        return _lowest(self.measured or self.weights)
+
+    @property
+    def gain(self) -> Gain | None:
+        """What the method gained over direct cast; None where nothing was measured or nothing else asked."""
+        rows = [row for row in self.measured if row.errors.asked != DIRECT]
+        ratios = [row.errors.ratio for row in rows if row.errors.ratio and math.isfinite(row.errors.ratio)]
+        if not rows:
+            return None
+        return Gain(len(rows), sum(row.errors.error < row.errors.rtn_error for row in rows),
+                    sum(row.errors.error > row.errors.rtn_error for row in rows),
+                    sum(row.rtn_kept for row in rows),
+                    statistics.geometric_mean(ratios) if ratios else None,
+                    statistics.median(ratios) if ratios else None)
 
     def table(self) -> str:
-        """The report as text of at most about 120 columns, with totals and the worst layer below."""
-        return _text_table(self)
-
-    def to_json(self) -> dict:
-        """The report as a dict that json.dumps takes. "refq_report" is the schema's number; an SQNR of None
-        means that nothing was lost (or that the row was skipped).
-        """
-        rows = [asdict(row) for row in self.rows]
-        for row in rows:
-            facts = row["histogram"] or {}
-            for part in (row, facts):
-                part.update((key, list(value)) for key, value in part.items() if isinstance(value, tuple))
-        settings = {name: getattr(self, name) for name in ("dtype", "method", "export", "rounding", "recipe")}
-        return {
-            "refq_report": SCHEMA, "refq_version": self.version, "source": self.source, "target": self.target,
-            "settings": settings, "totals": self._totals(), "warnings": list(self.warnings), "rows": rows
-        }
+        """The report as text of about 120 columns, with totals and the worst layer below."""
+        from refq.models.report_text import text
+        return text(self)
 
     def to_html(self, extra_sections=()) -> str:
         """The report as one self-contained page. extra_sections: (title, HTML) pairs for the end of it."""
-        return _html(self, extra_sections)
+        from refq.models.report_page import html
+        return html(self, extra_sections)
+
+    def to_json(self) -> dict:
+        """The report as a dict that json.dumps takes.
+
+        "refq_report" is the schema's number. "settings": names as in quantize_model, "rules" as [pattern,
+        data type and method] pairs. "totals": counts, bits, bytes; "worst_output" is the key of the layer
+        that hurts most (Report.worst) and "worst_sqnr_db" the SQNR of its outputs, where outputs were
+        measured ("measured_layers" above 0), else of its weights; "gain" is Gain or null. "rows": Row; of
+        "errors", the fields of OutputErrors and, worked out from them, DERIVED. "comparison":
+        Comparison.to_json, or null.
+
+        An SQNR in dB of "inf" means that nothing was lost; other numbers that are not finite are "-inf" and
+        "nan". null: does not apply, or was not measured.
+        """
+        settings = ("dtype", "method", "export", "rounding", "recipe", "rules", "calibration")
+        return plain({
+            "refq_report": SCHEMA, "refq_version": self.version, "source": self.source, "target": self.target,
+            "settings": {name: getattr(self, name) for name in settings}, "totals": self._totals(),
+            "warnings": self.warnings, "rows": [_row_json(row) for row in self.rows],
+            "comparison": self.comparison.to_json() if self.comparison else None
+        })
 
     def _totals(self) -> dict:
         worst = self.worst
         return {
             "layers": len(self.rows), "quantised_layers": sum(row.quantised for row in self.rows),
+            "measured_layers": sum(row.errors is not None for row in self.rows), "dtypes": self.dtypes,
             "parameters": self.parameters, "quantised_parameters": self.quantised_parameters,
             "average_bits": self.average_bits, "average_stored_bits": self.average_stored_bits,
             "source_bytes": self.source_bytes, "target_bytes": self.target_bytes,
-            "worst_output": worst.output if worst else None, "worst_sqnr_db": worst.sqnr_db if worst else None
+            "worst_output": worst.output if worst else None,
+            "worst_sqnr_db": worst.decisive_db if worst else None,
+            "gain": asdict(self.gain) if self.gain else None, "memory": self.memory, "seconds": self.seconds
         }
 
     def _average(self, bits) -> float | None:
@@ -179,319 +311,28 @@ class Report:
         return sum(bits(row) * row.parameters for row in self.weights) / total if total else None
 
 
-# -- measuring -----------------------------------------------------------------------------------------------
-
-def measure(x: np.ndarray, q, effective: np.ndarray) -> Measure:
-    """Compare a weight matrix with what became of it.
-
-    x: the matrix in its file's dtype. q: its Quantized. effective: the float values the written file gives
-    back. Sums are taken in float64, slab by slab, so that the result does not depend on the machine's
-    threads.
-    """
-    signal = noise = 0.0
-    saturated = flushed = 0
-    bounds = _Bounds.of(q)
-    for part in bounds.slabs(x.shape):
-        before, after = x[part].astype(np.float64), effective[part].astype(np.float64)
-        signal += float(np.sum(before * before))
-        noise += float(np.sum((before - after) ** 2))
-        flushed += int(np.count_nonzero((before != 0) & (after == 0)))
-        kept = before if q.mask is None else np.where(q.mask[part], before, 0)
-        saturated += bounds.count_beyond(kept, part)
-    ratio = None if noise == 0 else 10 * float(np.log10(signal / noise))
-    return Measure(ratio, saturated / x.size, flushed / x.size, page.histogram(x, effective))
+def _over(error: float, rtn_error: float) -> float | None:
+    if not rtn_error > 0:
+        return None
+    return _cut(error) / rtn_error
 
 
-@dataclass(frozen=True)
-class _Bounds:
-    """Where the values of every tile (or subtile) saturate to nearest: above `high` and below `low` (OVER-1).
-
-    low, high: float64, one for each tile; exact for elements, scales and tensor scales of at most 10 + 4 + 24
-    significant bits. size: values of a tile on each axis. An axis of one tile is broadcast.
-    """
-
-    low: np.ndarray
-    high: np.ndarray
-    size: tuple[int, ...]
-
-    @classmethod
-    def of(cls, q) -> "_Bounds":
-        reach = np.array([_reach(row) for row in q.dtype.tables])[0 if q.tables is None else q.tables]
-        low, high, low_ties, high_ties = np.moveaxis(reach, -1, 0)
-        factors, divisor, size = _factors(q)
-        zeros = 0.0 if q.zeros is None else decode(q.zeros, q.dtype.zero_row, np.float64)
-        if q.zeros is not None and not q.dtype.zero_row.is_float:       # (q - z) s
-            low_ties, high_ties = zeros % 2, (q.dtype.element_row.layout.max_index - zeros) % 2
-            low, high, zeros = low - zeros, high - zeros, 0.0
-        low, high = low * factors - zeros, high * factors - zeros       # q s - z
-        low, high = low / divisor, high / divisor
-        low = np.where(low_ties, np.nextafter(low, np.inf), low)        # x <= low is x < the next number
-        high = np.where(high_ties, np.nextafter(high, -np.inf), high)
-        return cls(low, high, size)
-
-    def slabs(self, shape) -> Iterator[tuple[slice, ...]]:
-        """Pieces of about SLAB values of a matrix: whole tiles along the first axis that has enough."""
-        tiles = [count if count > 1 else have for count, have in zip(self.high.shape, shape)]
-        pieces = -(-int(np.prod(shape)) // SLAB)
-        across = max(range(len(shape)), key=lambda axis: min(tiles[axis], pieces))
-        size = self.size[across] if self.high.shape[across] > 1 else 1
-        step = size * max(1, tiles[across] // max(pieces, 1))
-        for start in range(0, shape[across], step):
-            yield tuple(slice(start, min(start + step, have)) if axis == across else slice(0, have)
-                        for axis, have in enumerate(shape))
-
-    def count_beyond(self, values: np.ndarray, part: tuple[slice, ...]) -> int:
-        """How many values, float64, of a piece from `slabs` saturate."""
-        beyond = (values > self._beside(self.high, part)) | (values < self._beside(self.low, part))
-        return int(np.count_nonzero(beyond & (values != 0)))
-
-    def _beside(self, bounds: np.ndarray, part: tuple[slice, ...]) -> np.ndarray:
-        for axis, (cut, size) in enumerate(zip(part, self.size)):
-            if bounds.shape[axis] > 1:
-                ahead = (slice(None),) * axis
-                own = bounds[(*ahead, slice(cut.start // size, -(-cut.stop // size)))]
-                bounds = np.repeat(own, size, axis)[(*ahead, slice(cut.stop - cut.start))]
-        return bounds
+def _cut(error: float) -> float:
+    """A sum of squares, which rounding may have left just below 0."""
+    return 0.0 if error < 0 else error
 
 
-def _reach(row) -> tuple[float, float, bool, bool]:
-    """(low, high) of a number format, half a step beyond its extremes, and whether a value there saturates.
-
-    It does where the extreme is odd, since a tie goes to the even neighbour. Listed formats go on by their
-    last gap.
-    """
-    if row.is_listed:
-        values = [_float(key(value)) for value, _ in row.ascending]
-        return 1.5 * values[0] - values[1] / 2, 1.5 * values[-1] - values[-2] / 2, False, False
-    half = row.overflow_threshold - row.max
-    return (_float(row.lowest - half), _float(row.max + half),
-            bool(row.layout.min_index % 2), bool(row.layout.max_index % 2))
+def _lowest(rows) -> Row | None:
+    lossy = [row for row in rows if row.decisive_db is not None and row.decisive_db != math.inf]
+    return min(lossy, key=lambda row: -math.inf if math.isnan(row.decisive_db) else row.decisive_db,
+               default=None)
 
 
-def _factors(q) -> tuple[np.ndarray, float, tuple[int, ...]]:
-    """(what the elements of every tile or subtile are multiplied by, what they are divided by, values on each
-    axis that share a factor).
-    """
-    ones = (1,) * len(q.shape)
-    if q.scales is None:
-        return np.ones(ones), 1.0, ones
-    tiles, (factors, divisor) = q.dtype.tiles_of(q.shape, q.axis), unit_factors(q)
-    units = tiles.values // (tiles.unit[0] * tiles.unit[1])
-    lengths = dict(zip(tiles.axes, tiles.unit[-len(tiles.axes):])) if tiles.axes else {}
-    return (tiles.join_parts(factors.reshape(-1, units), tiles.unit), 1.0 if divisor is None else divisor,
-            tuple(lengths.get(axis, 1) for axis in range(len(q.shape))))
+def _row_json(row: Row) -> dict:
+    facts = asdict(row)
+    if row.errors:
+        facts["errors"] |= {name: getattr(row.errors, name) for name in DERIVED}
+    return facts
 
 
-def _float(number) -> float:
-    """A Fraction as a float; beyond float64, infinity."""
-    try:
-        return float(number)
-    except OverflowError:
-        return float(np.copysign(np.inf, 1 if number > 0 else -1))
-
-
-# -- grades and words ----------------------------------------------------------------------------------------
-
-def grade_sqnr(db: float | None) -> str:
-    """The grade of an SQNR in dB; None (nothing lost) is good."""
-    return "good" if db is None else next(grade for least, grade in SQNR_GRADES if db >= least)
-
-
-def grade_share(kind: str, share: float) -> str:
-    """kind: "saturated" or "flushed"."""
-    return next(grade for most, grade in SHARE_GRADES[kind] if share <= most)
-
-
-def decibels(db: float | None) -> str:
-    """An SQNR as text, "exact" for None (nothing lost)."""
-    return "exact" if db is None else f"{db:.1f}"
-
-
-def percent(share: float | None) -> str:
-    """A share in per cent: "0", "<0.01", "0.35", "12.4"."""
-    if share is None:
-        return ""
-    if share == 0:
-        return "0"
-    return "<0.01" if share < 1e-4 else f"{100 * share:.2f}" if share < 0.1 else f"{100 * share:.1f}"
-
-
-def size(count: int) -> str:
-    """A number of bytes: "873 B", "1.24 MB" (powers of ten)."""
-    for unit, step in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
-        if count >= step:
-            return f"{count / step:.3g} {unit}"
-    return f"{count} B"
-
-
-def _headline(report: Report) -> tuple[list[str], str]:
-    """What a reader should take away first, in sentences, and its grade."""
-    worst = report.worst
-    if not report.weights:
-        return ["No weight was quantised."], "bad"
-    if worst is None:
-        return ["Every quantised weight is exact."], "good"
-    values = sorted(row.sqnr_db for row in report.weights if row.sqnr_db is not None)
-    median = values[len(values) // 2]
-    sentences = [f"{worst.title} ({worst.op}) hurts most: {worst.sqnr_db:.1f} dB SQNR, "
-                 f"{_distance(median - worst.sqnr_db)}."]
-    for share, word in (("saturated", "saturated"), ("flushed", "flushed to zero")):
-        top = max(report.weights, key=lambda row: getattr(row, share))
-        if grade_share(share, getattr(top, share)) in ("poor", "bad"):
-            sentences.append(f"{top.title} has {percent(getattr(top, share))} % of its weights {word}.")
-    return sentences, grade_sqnr(worst.sqnr_db)
-
-
-def _distance(below: float) -> str:
-    return f"{below:.1f} dB below the median layer" if below >= 1 else "level with the other layers"
-
-
-# -- text ----------------------------------------------------------------------------------------------------
-
-_HEAD = ("layer", "op", "weight", "data type", "bits", "SQNR dB", "satur. %", "flush. %", "")
-_NUMBERS = (4, 5, 6, 7)
-
-
-def _text_table(report: Report) -> str:
-    lines = [_HEAD, *(_text_row(row, row is report.worst) for row in report.rows)]
-    widths = [max(len(line[column]) for line in lines) for column in range(len(_HEAD) - 1)]
-
-    def joined(line):
-        cells = [cell.rjust(width) if column in _NUMBERS else cell.ljust(width)
-                 for column, (cell, width) in enumerate(zip(line, widths, strict=False))]
-        return "  ".join((*cells, line[-1])).rstrip()
-    rule = "-" * len(joined(_HEAD))
-    return "\n".join([joined(_HEAD), rule, *map(joined, lines[1:]), rule, *_text_totals(report)])
-
-
-def _text_row(row: Row, worst: bool) -> tuple[str, ...]:
-    name = row.title if len(row.title) <= 40 else f"{row.title[:18]}...{row.title[-19:]}"
-    facts = (name, row.op, "x".join(map(str, row.shape)), row.dtype)
-    where = f"in {row.where}" if row.where else ""
-    if not row.quantised:
-        return (*facts, "", "", "", "", "; ".join(filter(None, (f"skipped: {row.reason}", where))))
-    end = "; ".join(filter(None, ("<- worst" if worst else "", where, row.reason, _shared(row))))
-    shares = percent(row.saturated), percent(row.flushed)
-    return (*facts, f"{row.bits:.2f}", decibels(row.sqnr_db), *shares, end)
-
-
-def _shared(row: Row) -> str:
-    return f"shared with {', '.join(row.shared)}" if row.shared else ""
-
-
-def _text_totals(report: Report) -> list[str]:
-    done = sum(row.quantised for row in report.rows)
-    lines = [f"{done} of {len(report.rows)} layers quantised, {report.quantised_parameters:,} of "
-             f"{report.parameters:,} parameters"]
-    if report.average_bits is not None:
-        stored = report.average_stored_bits
-        extra = f", {stored:.2f} stored" if abs(stored - report.average_bits) >= 0.005 else ""
-        lines[0] += f", {report.average_bits:.2f} bits per weight{extra}"
-    ratio = report.source_bytes / report.target_bytes if report.target_bytes else 0
-    lines.append(f"file {size(report.source_bytes)} -> {size(report.target_bytes)} ({ratio:.2f}x smaller)"
-                 if ratio >= 1 else f"file {size(report.source_bytes)} -> {size(report.target_bytes)}")
-    lines += _headline(report)[0]
-    return lines + [f"note: {warning}" for warning in report.warnings]
-
-
-# -- the page ------------------------------------------------------------------------------------------------
-
-def _html(report: Report, extra_sections) -> str:
-    name = report.source.replace("\\", "/").rsplit("/", 1)[-1] or "model"
-    subtitle = " · ".join(
-        filter(None, (f"{report.dtype}, method {report.method}, rounding {report.rounding}",
-                      f"recipe {report.recipe}" if report.recipe else "", f"export {report.export}")))
-    sentences, grade = _headline(report)
-    blocks = [page.headline(" ".join(sentences), grade), page.tiles(_tiles(report))]
-    if report.weights:
-        blocks.append(_worst_first(report))
-    stored = _encodings(report)
-    lead = "In the order of the file." + (f" Stored as {stored[0]}." if len(stored) == 1 else "")
-    blocks.append(page.section("Every layer", _html_table(report), lead))
-    if report.weights:
-        blocks.append(_histograms(report))
-    blocks += [page.section(title, html) for title, html in extra_sections]
-    if report.warnings:
-        blocks.append(page.section("Notes", page.bullets(report.warnings)))
-    blocks.append(page.section("What the columns mean", page.definitions(MEANINGS)))
-    return page.page(f"{name}: quantised weights", subtitle, blocks, f"refq {report.version}")
-
-
-def _tiles(report: Report) -> list[tuple[str, str, str]]:
-    worst, weights = report.worst, report.weights
-    done = sum(row.quantised for row in report.rows)
-    total = max(1, report.quantised_parameters)
-    ratio = report.source_bytes / max(1, report.target_bytes)
-    entries = [
-        ("layers quantised", f"{done} of {len(report.rows)}",
-         f"{report.quantised_parameters:,} of {report.parameters:,} parameters"),
-        ("file size", size(report.target_bytes), f"{ratio:.2f}× smaller than {size(report.source_bytes)}"
-         if ratio >= 1 else f"was {size(report.source_bytes)}"),
-    ]
-    if not weights:
-        return entries
-    shares = [
-        sum(getattr(row, share) * row.parameters
-            for row in weights) / total
-        for share in ("saturated", "flushed")
-    ]
-    return [
-        *entries,
-        ("bits per weight", f"{report.average_bits:.2f}",
-         f"{report.average_stored_bits:.2f} stored in the file"),
-        ("lowest SQNR", "exact" if worst is None else f"{worst.sqnr_db:.1f} dB",
-         worst.title if worst else ""), ("saturated", f"{percent(shares[0])} %", "of the quantised weights"),
-        ("flushed to zero", f"{percent(shares[1])} %", "of the quantised weights")
-    ]
-
-
-def _worst_first(report: Report) -> str:
-    rows = sorted(report.weights, key=lambda row: np.inf if row.sqnr_db is None else row.sqnr_db)
-    shown = rows[:WORST]
-    errors = [0.0 if row.sqnr_db is None else 10 ** (-max(row.sqnr_db, -20.0) / 20) for row in shown]
-    panels = [("error against signal, SQNR", [
-        page.Bar(row.title, error,
-                 decibels(row.sqnr_db) + ("" if row.sqnr_db is None else " dB"), grade_sqnr(row.sqnr_db))
-        for row, error in zip(shown, errors, strict=True)
-    ], max(errors))]
-    for share, title in (("saturated", "saturated"), ("flushed", "flushed to zero")):
-        full = max([0.01] + [getattr(row, share) for row in shown])
-        panels.append((title, [page.Bar(row.title, getattr(row, share), f"{percent(getattr(row, share))} %",
-                                        grade_share(share, getattr(row, share))) for row in shown], full))
-    lead = "The layers whose weights lost most come first; long bars are bad." \
-        + (f" The worst {WORST} of {len(rows)} are shown." if len(rows) > WORST else "")
-    return page.section("Which layer hurts", page.bars(panels), lead)
-
-
-def _encodings(report: Report) -> list[str]:
-    return sorted({row.encoding for row in report.weights})
-
-
-def _html_table(report: Report) -> str:
-    head = ("layer", "op", "weight", "shape", "data type", "bits", "SQNR dB", "saturated %", "flushed %", "")
-    plain = len(_encodings(report)) == 1
-    rows = [_html_row(row, plain) for row in report.rows]
-    if not any(row[-1] for row in rows):
-        head, rows = head[:-1], [row[:-1] for row in rows]
-    return page.table(head, rows, numeric=(5, 6, 7, 8), long=(2,))
-
-
-def _html_row(row: Row, plain: bool) -> tuple:
-    path = " → ".join((row.tensor, *row.reached)) if row.reached else row.tensor
-    facts = (row.title, row.op, path, "×".join(map(str, row.shape)), row.dtype)
-    where = f"in {row.where}" if row.where else ""
-    if not row.quantised:
-        words = page.escape("; ".join(filter(None, (row.reason, where))))
-        return (*facts, "", "", "", "", page.Raw(f"{page.pill('skipped', 'poor').html} {words}"))
-    end = "; ".join(filter(None, ("" if plain else row.encoding, row.reason, where, _shared(row))))
-    return (*facts, f"{row.bits:.2f}", page.graded(decibels(row.sqnr_db), grade_sqnr(row.sqnr_db)),
-            page.graded(percent(row.saturated), grade_share("saturated", row.saturated)),
-            page.graded(percent(row.flushed), grade_share("flushed", row.flushed)), end)
-
-
-def _histograms(report: Report) -> str:
-    figures = (page.histogram_chart(row.title,
-                                    decibels(row.sqnr_db) + ("" if row.sqnr_db is None else " dB"),
-                                    row.histogram) for row in report.weights)
-    return page.section("Weights before and after", page.charts(figures),
-                        "Filled: the weights; line: what they became. Heights are logarithmic.")
+__all__ = ["DERIVED", "SCHEMA", "Gain", "Measure", "OutputErrors", "Report", "Row", "measure", "size"]
