@@ -96,13 +96,26 @@ def node_of(proto, output):
     return next(n for n in proto.graph.node if output in n.output)
 
 
-def _layer(op, operands, x_shape, w_shape, axis, flat=False, **attributes):
+def _layer(op, operands, x_shape, w_shape, along, matrix=None, **attributes):
     """One layer: (its operands "x w" or "w x" with a letter of its own, ...) -> a row of LAYERS."""
-    return op, operands.split(), x_shape, w_shape, (axis, flat), attributes
+    return op, operands.split(), x_shape, w_shape, (along, matrix or (lambda w: w)), attributes
+
+
+def _rows(w):
+    """Axes from 1 on as one."""
+    return w.reshape(len(w), -1)
+
+
+def _rows_of_groups(groups):
+    """A ConvTranspose's [C, M/groups, taps...] as [M, C/groups * taps]."""
+    def matrix(w):
+        w = w.reshape(groups, len(w) // groups, w.shape[1], -1)
+        return w.transpose(0, 2, 1, 3).reshape(groups * w.shape[2], -1)
+    return matrix
 
 
 # One layer of every kind that is cast: name and output -> operator, operands, shapes of x and of the weight,
-# (reduction axis, whether the axes from 1 on are one), attributes.
+# (reduction axis of the matrix, the matrix of the weight), attributes.
 LAYERS = {
     "right": _layer("MatMul", "xr wr", [3, 50], [50, 6], 0),
     "left": _layer("MatMul", "wl xl", [50, 3], [6, 50], 1),
@@ -113,12 +126,29 @@ LAYERS = {
     "gemmt": _layer("Gemm", "xt wt", [50, 3], [6, 50], 1, transB=1, transA=1),
     "gemma": _layer("Gemm", "wa xa", [50, 3], [6, 50], 1),
     "gemmat": _layer("Gemm", "wd xd", [50, 3], [50, 6], 0, transA=1),
-    "conv1": _layer("Conv", "x1 w1", [1, 5, 9], [6, 5, 7], 1, True),
-    "conv2": _layer("Conv", "x2 w2", [1, 5, 9, 9], [6, 5, 3, 3], 1, True),
-    "conv3": _layer("Conv", "x3 w3", [1, 2, 5, 5, 5], [4, 2, 3, 3, 3], 1, True),
-    "pointwise": _layer("Conv", "xp wp", [1, 40, 4, 4], [6, 40, 1, 1], 1, True),
-    "grouped": _layer("Conv", "xq wq", [1, 8, 6, 6], [6, 4, 3, 3], 1, True, group=2),
-    "depthwise": _layer("Conv", "xw ww", [1, 6, 6, 6], [6, 1, 3, 3], 1, True, group=6),
+    "conv1": _layer("Conv", "x1 w1", [1, 5, 9], [6, 5, 7], 1, _rows),
+    "conv2": _layer("Conv", "x2 w2", [1, 5, 9, 9], [6, 5, 3, 3], 1, _rows),
+    "conv3": _layer("Conv", "x3 w3", [1, 2, 5, 5, 5], [4, 2, 3, 3, 3], 1, _rows),
+    "pointwise": _layer("Conv", "xp wp", [1, 40, 4, 4], [6, 40, 1, 1], 1, _rows),
+    "grouped": _layer("Conv", "xq wq", [1, 8, 6, 6], [6, 4, 3, 3], 1, _rows, group=2),
+    "depthwise": _layer("Conv", "xw ww", [1, 6, 6, 6], [6, 1, 3, 3], 1, _rows, group=6),
+    "up1": _layer("ConvTranspose", "xh wh", [1, 40, 5], [40, 6, 1], 1, _rows_of_groups(1), strides=[2]),
+    "up2": _layer("ConvTranspose", "xi wi", [1, 5, 4, 4], [5, 6, 3, 3], 1, _rows_of_groups(1)),
+    "upgrouped": _layer("ConvTranspose", "xj wj", [1, 8, 4, 4], [8, 3, 3, 3], 1, _rows_of_groups(2), group=2),
+    "updepth": _layer("ConvTranspose", "xk wk", [1, 6, 4, 4], [6, 1, 6, 6], 1, _rows_of_groups(6), group=6),
+    "sum": _layer("Einsum", "xm wm", [2, 3, 40], [40, 6], 0, equation="bsd,df->bsf"),
+    "heads": _layer("Einsum", "xn wn", [2, 3, 40], [40, 2, 3], 0, lambda w: w.reshape(40, 6),
+                    equation="bsd,dhe->bhse"),
+    "merged": _layer("Einsum", "xo wo", [2, 2, 3, 20], [2, 20, 6], 0, lambda w: w.reshape(40, 6),
+                     equation="bhse,hed->bsd"),
+    "between": _layer("Einsum", "xs ws", [2, 3, 40], [2, 40, 3], 1,
+                      lambda w: w.swapaxes(1, 2).reshape(6, 40), equation="bsd,hdk->bshk"),
+    "perhead": _layer("Einsum", "xu wu", [1, 2, 3, 40], [2, 40, 5], 1, equation="bhsd,hde->bhse"),
+    "crossed": _layer("Einsum", "xy wy", [2, 3, 40], [6, 2, 40], 2, lambda w: w.swapaxes(0, 1),
+                      equation="ebd,fed->ebf"),
+    "dot": _layer("Einsum", "xz wz", [3, 40], [40], 1, lambda w: w[None], equation="bd,d"),
+    "table": _layer("Gather", "we xe", [3], [9, 50], 1),
+    "columns": _layer("Gather", "wf xf", [3], [50, 9], 0, axis=-1),
 }
 
 
@@ -136,7 +166,7 @@ def every_layer(dtype=np.float32, opset=17, ir=8):
     nodes, inputs, weights = [], [], {}
     for seed, (name, (op, operands, x_shape, w_shape, _, attributes)) in enumerate(LAYERS.items()):
         nodes.append(node(op, operands, [name], name=name, **attributes))
-        inputs.append(value(input_name(name), x_shape, kind))
+        inputs.append(value(input_name(name), x_shape, T.INT64 if op == "Gather" else kind))
         weights[name] = weight(*w_shape, seed=seed, scale=0.1, dtype=dtype)
     outputs = [value(name, None, kind) for name in LAYERS]
     tensors = {weight_name(name): array for name, array in weights.items()}
@@ -146,5 +176,14 @@ def every_layer(dtype=np.float32, opset=17, ir=8):
 
 def matrix(name, array):
     """The matrix of a layer of LAYERS: (array, reduction axis)."""
-    axis, flat = LAYERS[name][4]
-    return (array.reshape(len(array), -1) if flat else array), axis
+    axis, view = LAYERS[name][4]
+    return view(array), axis
+
+
+def unmatrix(name, values):
+    """The weight of a layer of LAYERS from its matrix."""
+    shape = LAYERS[name][3]
+    places = LAYERS[name][4][1](np.arange(values.size).reshape(shape))
+    result = np.empty(values.size, values.dtype)
+    result[places.ravel()] = values.ravel()
+    return result.reshape(shape)

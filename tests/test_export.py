@@ -8,8 +8,8 @@ import onnx
 import pytest
 from onnx import TensorProto as T
 from onnx import helper, numpy_helper
-from onnx_models import (LAYERS, every_layer, feeds, matmul_model, matrix, model, node, node_of,
-                         run_onnxruntime, run_reference, tensor, weight, weight_name, with_outputs)
+from onnx_models import (LAYERS, every_layer, feeds, input_name, matmul_model, matrix, model, node, node_of,
+                         run_onnxruntime, run_reference, tensor, unmatrix, weight, weight_name, with_outputs)
 
 import refq.models.export as export
 from refq.blocks.packing import unpack_codes
@@ -44,7 +44,7 @@ def dequantised(name, array, dtype):
         if values.ndim < 2:
             return array            # skipped
         axis = 2 * values.ndim - 3 - axis, axis
-    return quantize(values, dtype, axis).dequantize(np.float64).astype(np.float32).reshape(array.shape)
+    return unmatrix(name, quantize(values, dtype, axis).dequantize(np.float64).astype(np.float32))
 
 
 def weight_inputs(proto):
@@ -58,7 +58,10 @@ def weights_seen(proto, run):
     names = weight_inputs(proto)
     stored = {t.name: t for t in proto.graph.initializer}
     made = [name for name in names.values() if name not in stored]
-    got = dict(zip(made, run(with_outputs(proto, made), feeds(proto)), strict=True)) if made else {}
+    alone = with_outputs(proto, made)
+    for layer in [n for n in alone.graph.node if n.output[0] in LAYERS]:
+        alone.graph.node.remove(layer)
+    got = dict(zip(made, run(alone, feeds(proto)), strict=True)) if made else {}
     return {
         layer: got[name] if name in got else numpy_helper.to_array(stored[name])
         for layer, name in names.items()
@@ -82,20 +85,20 @@ def layers():
 
 # -- every data type, style and kind of layer ----------------------------------------------------------------
 
-@pytest.mark.share(2)
+@pytest.mark.share(4)
 @pytest.mark.parametrize("dtype", TYPES)
 def test_native_in_onnx_reference(dtype, layers):
     """Bit-equal to the quantiser; two-level scales are rounded twice by the standard pattern, so one ulp."""
-    report = quantize_model(layers[0], dtype=dtype)
+    report = quantize_model(layers[0], dtype=dtype, method="rtn")
     onnx.checker.check_model(report.model, full_check=True)
     assert_weights(report.model, layers[1], dtype, run_reference, ulps=data_type(dtype).outer is not None)
 
 
-@pytest.mark.share(2)
+@pytest.mark.share(4)
 @pytest.mark.parametrize("dtype", TYPES)
 def test_portable_in_both_runtimes(dtype, layers):
     """Bit-equal in onnx.reference and in onnxruntime, two-level scales included."""
-    report = quantize_model(layers[0], dtype=dtype, export="portable")
+    report = quantize_model(layers[0], dtype=dtype, method="rtn", export="portable")
     onnx.checker.check_model(report.model, full_check=True)
     assert_weights(report.model, layers[1], dtype, run_reference)
     assert_weights(report.model, layers[1], dtype, run_onnxruntime)
@@ -113,7 +116,7 @@ def test_outputs_of_every_style_agree(dtype, layers):
         stored.CopyFrom(tensor(stored.name, dequantised(layer, weights[layer], dtype)))
     wanted = run_onnxruntime(plain, given)
     for style in ("portable", "float"):
-        got = run_onnxruntime(quantize_model(proto, dtype=dtype, export=style).model, given)
+        got = run_onnxruntime(quantize_model(proto, dtype=dtype, method="rtn", export=style).model, given)
         for a, b in zip(got, wanted, strict=True):
             np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
 
@@ -124,11 +127,12 @@ def test_outputs_of_every_style_agree(dtype, layers):
     "int16_float32_tensor", "bfloat16", "binary16"
 ])
 def test_native_in_onnxruntime_where_it_has_the_types(dtype, layers):
-    assert_weights(quantize_model(layers[0], dtype=dtype).model, layers[1], dtype, run_onnxruntime)
+    after = quantize_model(layers[0], dtype=dtype, method="rtn").model
+    assert_weights(after, layers[1], dtype, run_onnxruntime)
 
 
 def test_float_keeps_graph_names_and_opset(layers):
-    report = quantize_model(layers[0], dtype="mxfp4", export="float")
+    report = quantize_model(layers[0], dtype="mxfp4", method="rtn", export="float")
     before, after = layers[0].graph, report.model.graph
     assert [n.SerializeToString() for n in after.node] == [n.SerializeToString() for n in before.node]
     assert [t.name for t in after.initializer] == [t.name for t in before.initializer]
@@ -141,7 +145,7 @@ def test_float_keeps_graph_names_and_opset(layers):
 def stored(dtype, array=None, style="native"):
     """{suffix: TensorProto} and the nodes of a MatMul weight [K, N] in a data type."""
     report = quantize_model(matmul_model(weight(50, 6) if array is None else array), dtype=dtype,
-                            export=style)
+                            method="rtn", export=style)
     tensors = {t.name.removeprefix("w_"): t for t in report.model.graph.initializer}
     return tensors, list(report.model.graph.node), report
 
@@ -246,7 +250,8 @@ def test_tensor_scales_that_divide(style, monkeypatch):
     row = replace(RECIPES["exact"], name="reciprocal", tensor="divisor")
     monkeypatch.setitem(RECIPES, "reciprocal", row)
     array = weight(50, 6)
-    after = quantize_model(matmul_model(array), dtype="nvfp4", export=style, recipe="reciprocal").model
+    after = quantize_model(matmul_model(array), dtype="nvfp4", method="rtn", export=style,
+                           recipe="reciprocal").model
     assert "Div" in [n.op_type for n in after.graph.node]
     run = run_onnxruntime if style == "portable" else run_reference
     got = run(with_outputs(after, [node_of(after, "y").input[1]]), feeds(after))[0]
@@ -270,18 +275,80 @@ def test_two_levels_in_the_standard_pattern():
 def test_convolutions_are_blocked_along_the_flattened_reduction():
     proto = model([node("Conv", ["x", "w"], ["y"])], {"x": [1, 5, 9, 9]}, {"y": None},
                   {"w": weight(6, 5, 3, 3)})
-    after = quantize_model(proto, dtype="mxfp4").model
+    after = quantize_model(proto, dtype="mxfp4", method="rtn").model
     tensors = {t.name: t for t in after.graph.initializer}
     assert [n.op_type for n in after.graph.node] == ["DequantizeLinear", "Reshape", "Conv"]
     assert list(tensors["w_quantized"].dims) == [6, 45] and list(tensors["w_scale"].dims) == [6, 2]
-    per_channel = quantize_model(proto, dtype="int8").model  # the pattern quantising tools know: no Reshape
+    per_channel = quantize_model(proto, dtype="int8", method="rtn").model  # as quantising tools write it
     assert [n.op_type for n in per_channel.graph.node] == ["DequantizeLinear", "Conv"]
     dims = {t.name: list(t.dims) for t in per_channel.graph.initializer}
     assert dims == {"w_quantized": [6, 5, 3, 3], "w_scale": [6]}
 
 
+def written(layer, dtype, style="native"):
+    """(operators, dims of codes and scales, attributes of the first operator, opset) of a layer of LAYERS."""
+    op, operands, x_shape, w_shape, _, attributes = LAYERS[layer]
+    proto = model([node(op, operands, ["y"], **attributes)], {input_name(layer): x_shape}, {"y": None},
+                  {weight_name(layer): weight(*w_shape)})
+    after = quantize_model(proto, dtype=dtype, method="rtn", export=style).model
+    dims = {t.name.split("_")[-1]: list(t.dims) for t in after.graph.initializer}
+    first = after.graph.node[0]
+    return ([n.op_type for n in after.graph.node], dims["quantized"], dims["scale"],
+            {a.name: a.i for a in first.attribute if a.name != "output_dtype"}, after.opset_import[0].version)
+
+
+OPERATORS = {"D": "DequantizeLinear", "R": "Reshape", "T": "Transpose"}
+
+
+@pytest.mark.parametrize("layer, dtype, nodes, codes, scale, attributes, opset", [
+    # one scale a row needs nothing more where the rows are axes of the weight
+    ("up2", "int8", "D", [5, 6, 3, 3], [6], {"axis": 1}, 17),
+    ("right", "int8", "D", [50, 6], [6], {"axis": 1}, 17),
+    ("conv2", "int8", "D", [6, 5, 3, 3], [6], {"axis": 0}, 17),
+    ("merged", "int8", "D", [2, 20, 6], [6], {"axis": 2}, 17),
+    ("between", "int8", "D", [2, 40, 3], [2, 1, 3], {"axis": 1, "block_size": 40}, 21),
+    ("perhead", "int8", "D", [2, 40, 5], [2, 1, 5], {"axis": 1, "block_size": 40}, 21),
+    ("dot", "int8", "D", [40], [], {}, 17),
+    ("crossed", "int8", "DT", [2, 6, 40], [2, 6, 1], {"axis": 2, "block_size": 40}, 21),
+    ("upgrouped", "int8", "DRTR", [6, 36], [6], {"axis": 0}, 17),
+    ("upgrouped", "int8_float32_tensor", "D", [8, 3, 3, 3], [], {}, 17),
+    # tiles lie along one axis
+    ("heads", "int4_float32_t32", "D", [40, 2, 3], [2, 2, 3], {"axis": 0, "block_size": 32}, 21),
+    ("merged", "int4_float32_t32", "DR", [40, 6], [2, 6], {"axis": 0, "block_size": 32}, 21),
+    ("pointwise", "int4_float32_t32", "D", [6, 40, 1, 1], [6, 2, 1, 1], {"axis": 1, "block_size": 32}, 21),
+    ("up2", "int4_float32_t32", "DRT", [6, 45], [6, 2], {"axis": 1, "block_size": 32}, 21),
+    ("updepth", "int4_float32_t32", "DR", [6, 36], [6, 2], {"axis": 1, "block_size": 32}, 21),
+])
+def test_where_codes_lie_as_the_weight_does(layer, dtype, nodes, codes, scale, attributes, opset):
+    op, operands, x_shape, w_shape, _, own = LAYERS[layer]
+    proto = model([node(op, operands, ["y"], **own)], {input_name(layer): x_shape}, {"y": None},
+                  {weight_name(layer): weight(*w_shape)})
+    after = quantize_model(proto, dtype=dtype, method="rtn").model
+    dims = {t.name.split("_")[-1]: list(t.dims) for t in after.graph.initializer}
+    assert [n.op_type for n in after.graph.node] == [*(OPERATORS[letter] for letter in nodes), op]
+    assert (dims["quantized"], dims["scale"]) == (codes, scale)
+    assert {a.name: a.i for a in after.graph.node[0].attribute} == attributes
+    assert after.opset_import[0].version == opset
+
+
+def test_weights_of_recurrent_layers():
+    """Codes and scales of W [1, 3H, I] and R [1, 3H, H] lie as these do."""
+    proto = model([node("GRU", ["x", "w", "r"], ["y"], hidden_size=6)], {"x": [5, 2, 40]}, {"y": None},
+                  {"w": weight(1, 18, 40), "r": weight(1, 18, 6)})
+    after = quantize_model(proto, dtype="int4_float32_t32", method="rtn").model
+    tensors = {t.name: t for t in after.graph.initializer}
+    assert list(tensors["w_quantized"].dims) == [1, 18, 40] and list(tensors["r_scale"].dims) == [1, 18, 1]
+    for name, shape in (("w", (1, 18, 40)), ("r", (1, 18, 6))):
+        q = quantize(weight(*shape), "int4_float32_t32", 2)
+        assert tensors[f"{name}_quantized"].raw_data == q.pack().codes.tobytes()
+        assert tensors[f"{name}_scale"].raw_data == q.pack().scales.tobytes()
+    after = quantize_model(proto, dtype="int8", method="rtn").model     # one direction: scales of gates alone
+    assert [list(t.dims) for t in after.graph.initializer if "scale" in t.name] == [[18], [18]]
+    assert after.opset_import[0].version == 17
+
+
 def test_value_tables_are_shared(layers):
-    after = quantize_model(layers[0], dtype="mxfp4", export="portable").model
+    after = quantize_model(layers[0], dtype="mxfp4", method="rtn", export="portable").model
     tables = {t.name: t for t in after.graph.initializer if t.name.startswith("refq_")}
     assert set(tables) == {"refq_e2m1_values", "refq_e8m0_values"}
     pairs, e2m1 = numpy_helper.to_array(tables["refq_e2m1_values"]), np.array([0, .5, 1, 1.5, 2, 3, 4, 6])
@@ -294,7 +361,7 @@ def test_value_tables_are_shared(layers):
 def test_negative_zero_survives_in_tables():
     array = np.zeros((32, 1), np.float32)
     array[:2] = [[-1e-9], [6.0]]
-    after = quantize_model(matmul_model(array), dtype="mxfp4", export="portable").model
+    after = quantize_model(matmul_model(array), dtype="mxfp4", method="rtn", export="portable").model
     got = run_onnxruntime(with_outputs(after, [node_of(after, "y").input[1]]), feeds(after))[0]
     assert got[0, 0] == 0 and np.signbit(got[0, 0])
 
@@ -377,7 +444,7 @@ def test_files_of_other_float_types(kind, style):
     proto = model([node("MatMul", ["x", "w"], ["y"])],
                   [helper.make_tensor_value_info("x", kind, [3, 50])],
                   [helper.make_tensor_value_info("y", kind, [3, 6])], {"w": array})
-    after = quantize_model(proto, dtype="mxfp4", export=style).model
+    after = quantize_model(proto, dtype="mxfp4", method="rtn", export=style).model
     onnx.checker.check_model(after, full_check=True)
     if style == "float":
         got = numpy_helper.to_array(after.graph.initializer[0])

@@ -9,6 +9,7 @@ portable  what onnxruntime's CPU kernels run: float4, float6 and codebooks are l
 float     the dequantised values in place of the weights: any runtime, no smaller than the source.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -115,9 +116,9 @@ class Plan:
 
     def opset_for(self, block, view: View, shape: tuple[int, ...]) -> int:
         """The opset that a weight of this view and stored shape needs, 0 for any."""
-        tiles = isinstance(block.tile, int) or (block.tile == "channel" and len(view.matrix_shape(shape)) > 2)
         carriers = [carrier for carrier in (self.element, self.scale) if carrier]
-        blocked = [c.blocked for c in carriers[:1] if c.read == "dequantize" and tiles]
+        blocked = [c.blocked for c in carriers[:1] if c.read == "dequantize"
+                   and _Grid.of(block, view, shape, by_operator=True).block]
         return max([carrier.opset for carrier in carriers] + blocked, default=0)
 
 
@@ -222,13 +223,12 @@ def encode_weight(q, view: View, shape: tuple[int, ...], type: int, base: str, p
     out = _Builder(base, tables)
     if plan.element is None:
         return float_weight(q, view, shape, type, base, tables)
-    grid = _Grid.of(q, view, shape, by_operator=plan.element.read == "dequantize")
+    grid = _Grid.of(q.dtype, view, shape, by_operator=plan.element.read == "dequantize")
     raw = _element_bytes(grid.codes(q), q.dtype.element_row, plan.element)
     dims = grid.codes_shape if plan.element.lanes == 1 else [len(raw)]
     codes = out.tensor("quantized", plan.element.type, dims, raw)
     name = _READERS[plan.element.read](out, codes, q, plan, grid)
-    if grid.codes_shape != shape:
-        name = grid.restore(out, name, shape)
+    name = grid.restore(out, name)
     if type != TensorProto.FLOAT:
         name = out.node("Cast", [name], "Cast", to=type)
     stored = sum(len(tensor.raw_data) for tensor in out.initializers if tensor.data_type != TensorProto.INT64)
@@ -238,9 +238,9 @@ def encode_weight(q, view: View, shape: tuple[int, ...], type: int, base: str, p
 
 def float_weight(q, view: View, shape: tuple[int, ...], type: int, base: str, tables: Tables) -> Exported:
     """The dequantised values of a weight as one initializer of the consumer's type."""
-    values, raw = restored(q, type)
-    tensor = helper.make_tensor(tables.unique(f"{base}_dequantized"), type, shape, raw, raw=True)
-    return Exported(tensor.name, f"{FLOATS[type]} values", len(raw) * 8 / values.size, [tensor])
+    stored = view.restore(_as_stored(q, type)[1], shape)
+    tensor = helper.make_tensor(tables.unique(f"{base}_dequantized"), type, shape, stored.tobytes(), raw=True)
+    return Exported(tensor.name, f"{FLOATS[type]} values", 8.0 * stored.itemsize, [tensor])
 
 
 def restored(q, type: int) -> tuple[np.ndarray, bytes]:
@@ -249,16 +249,22 @@ def restored(q, type: int) -> tuple[np.ndarray, bytes]:
     Dequantised into float32 and rounded from there to nearest even (data types finer than float32: from
     float64).
     """
+    values, stored = _as_stored(q, type)
+    return values, stored.tobytes()
+
+
+def _as_stored(q, type: int) -> tuple[np.ndarray, np.ndarray]:
+    """The values of a matrix in a file's element type: (as numpy floats, little-endian as in the file)."""
     try:
         values = q.dequantize(np.float32)
     except InputError:
         values = q.dequantize(np.float64)
     if type == TensorProto.BFLOAT16:
         codes = encode(values, "bfloat16", overflow="ieee")
-        return decode(codes, "bfloat16"), codes.astype("<u2").tobytes()
+        return decode(codes, "bfloat16"), codes.astype("<u2")
     with np.errstate(over="ignore"):
-        array = values.astype(FLOATS[type])
-    return array, np.ascontiguousarray(array, array.dtype.newbyteorder("<")).tobytes()
+        array = values.astype(FLOATS[type], copy=False)
+    return array, array.astype(array.dtype.newbyteorder("<"), copy=False)
 
 
 # -- the parts of an encoding --------------------------------------------------------------------------------
@@ -291,72 +297,125 @@ class _Builder:
 
 @dataclass(frozen=True)
 class _Grid:
-    """How codes and scales lie to each other in the file.
+    """How codes and scales lie in the file, to each other and to the weight of shape `stored`.
 
     codes_shape, scale_shape: the dims of the two tensors. axis, block: attributes of DequantizeLinear (None:
-    left out). padded: the matrix shape with the reduction axis filled up to whole tiles, where codes are kept
-    in tiles.
+    left out). whole: the codes lie as the weight does, not as its matrix. padded: the matrix shape with the
+    reduction axis filled up to whole tiles, where codes are kept in tiles.
     """
 
-    matrix: tuple[int, ...]
+    view: View
+    stored: tuple[int, ...]
     codes_shape: tuple[int, ...]
     scale_shape: tuple[int, ...]
     axis: int | None = None
     block: int | None = None
+    whole: bool = False
     padded: tuple[int, ...] | None = None
-    along: int = 0
 
     @classmethod
-    def of(cls, q, view: View, stored: tuple[int, ...], by_operator: bool) -> "_Grid":
+    def of(cls, block, view: View, stored: tuple[int, ...], by_operator: bool) -> "_Grid":
+        """by_operator: scales are operands of DequantizeLinear, not factors that broadcast."""
         matrix = view.matrix_shape(stored)
-        if q.scales is None or q.dtype.tile == "tensor" or q.scales.size == 1:
-            return cls(matrix, stored, ())
-        if isinstance(q.dtype.tile, int):
-            if by_operator:
-                return cls._tiles(q, view, stored, matrix)
-            if q.scales.shape[view.axis] > 1:
-                return cls._split(q, view, matrix)
-        if not by_operator:
-            flat = (stored[0], *(1,) * (len(stored) - 1))
-            return cls(matrix, stored, flat if view.flat else q.scales.shape)
-        if len(matrix) == 2:
-            other = 1 - view.axis
-            return cls(matrix, stored, (matrix[other],), axis=other)
-        return cls(matrix, matrix, q.scales.shape, view.axis, matrix[view.axis])
+        scales = _scales_shape(block, matrix, view.axis)
+        if math.prod(scales) == 1:
+            return cls(view, stored, stored, (), whole=True)
+        if isinstance(block.tile, int) and by_operator:
+            return cls._tiles(view, stored, scales, block.tile)
+        if scales[view.axis] > 1:
+            return cls._split(view, stored, scales, block.tile)
+        beside = _beside(view, stored)
+        operands = _operands(stored, beside) if beside and by_operator else (beside, None, None)
+        if operands[0]:
+            return cls(view, stored, stored, *operands, whole=True)
+        operands = _operands(matrix, scales) if by_operator else (scales, None, None)
+        return cls(view, stored, matrix, *operands)
 
     @classmethod
-    def _tiles(cls, q, view, stored, matrix):
-        """Tiles as DequantizeLinear knows them; kernels of one tap need no reshaping."""
-        if view.flat and np.prod(stored[2:]) == 1:
-            ones = (1,) * (len(stored) - 2)
-            return cls(matrix, stored, q.scales.shape + ones, 1, q.dtype.tile)
-        return cls(matrix, matrix, q.scales.shape, view.axis, q.dtype.tile)
+    def _tiles(cls, view, stored, scales, tile):
+        """Tiles as DequantizeLinear knows them, along an axis of the weight or else of its matrix."""
+        sides, count = _sides(view, stored), scales[view.axis]
+        along = [place for place, side in enumerate(sides) if side == view.axis and stored[place] > 1]
+        if view.perm or len(along) > 1:
+            return cls(view, stored, view.matrix_shape(stored), scales, view.axis, tile)
+        place = along[0] if along else stored.index(1)
+        counts = (*stored[:place], count, *stored[place + 1:])
+        return cls(view, stored, stored, counts, place, tile, whole=True)
 
     @classmethod
-    def _split(cls, q, view, matrix):
+    def _split(cls, view, stored, scales, tile):
         """Tiles as an axis of their own [..., tiles, tile, ...], against scales [..., tiles, 1, ...]."""
-        axis, tile, tiles = view.axis, q.dtype.tile, q.scales.shape[view.axis]
-        before, after = matrix[:axis], matrix[axis + 1:]
-        return cls(matrix, (*before, tiles, tile, *after), (*before, tiles, 1, *after),
-                   padded=(*before, tiles * tile, *after), along=axis)
+        axis, tiles = view.axis, scales[view.axis]
+        before, after = scales[:axis], scales[axis + 1:]
+        return cls(view, stored, (*before, tiles, tile, *after), (*before, tiles, 1, *after),
+                   padded=(*before, tiles * tile, *after))
 
     def codes(self, q) -> np.ndarray:
+        if self.whole:
+            return self.view.restore(q.codes, self.stored)
         if self.padded is None:
             return q.codes
-        missing = self.padded[self.along] - self.matrix[self.along]
-        widths = [(0, missing if axis == self.along else 0) for axis in range(len(self.matrix))]
-        return np.pad(q.codes, widths)
+        return np.pad(q.codes, [(0, full - have) for full, have in zip(self.padded, q.codes.shape)])
 
-    def restore(self, out: _Builder, name: str, shape: tuple[int, ...]) -> str:
-        """Nodes that bring a tensor of codes_shape to the stored shape."""
-        if self.padded is not None and self.padded != self.matrix:
+    def restore(self, out: _Builder, name: str) -> str:
+        """Nodes that bring a tensor of codes_shape to the weight of shape `stored`."""
+        view, shape, matrix = self.view, self.codes_shape, self.view.matrix_shape(self.stored)
+        if self.whole:
+            return name
+        if self.padded is not None and self.padded != matrix:
             name = out.node("Reshape", [name, out.integers("tiles", self.padded)], "Reshape_tiles")
             cut = [out.integers(word, [value]) for word, value in (
-                ("start", 0), ("end", self.matrix[self.along]), ("axis", self.along))]
-            name = out.node("Slice", [name, *cut], "Slice")
-            if self.matrix == shape:
-                return name
-        return out.node("Reshape", [name, out.integers("", shape)], "Reshape")
+                ("start", 0), ("end", matrix[view.axis]), ("axis", view.axis))]
+            name, shape = out.node("Slice", [name, *cut], "Slice"), matrix
+        if shape != view.between(self.stored):
+            name = out.node("Reshape", [name, out.integers("", view.between(self.stored))], "Reshape")
+        if view.perm:
+            name = out.node("Transpose", [name], "Transpose", perm=view.inverse)
+        if view.split:
+            name = out.node("Reshape", [name, out.integers("stored", self.stored)], "Reshape_stored")
+        return name
+
+
+def _scales_shape(block, matrix: tuple[int, ...], axis: int) -> tuple[int, ...]:
+    """The shape of a matrix's scales; () for none or a single one."""
+    if block.scale is None or block.tile == "tensor":
+        return ()
+    count = -(-matrix[axis] // block.tile) if isinstance(block.tile, int) else 1
+    return (*matrix[:axis], count, *matrix[axis + 1:])
+
+
+def _sides(view: View, stored: tuple[int, ...]) -> tuple[int, ...]:
+    """For every axis of a weight the axis of its matrix that it is part of; () where one is split."""
+    if view.split:
+        return ()
+    if not view.shape:
+        return view.inverse or tuple(range(len(stored)))
+    sides, axis, have = {}, 0, 1
+    for place in view.perm or range(len(stored)):
+        if stored[place] > 1 and have == view.shape[axis]:      # that one is complete
+            axis, have = next(i for i in range(axis + 1, len(view.shape)) if view.shape[i] > 1), 1
+        sides[place], have = axis, have * stored[place]
+    return tuple(sides[place] for place in range(len(stored)))
+
+
+def _beside(view: View, stored: tuple[int, ...]) -> tuple[int, ...]:
+    """The shape in which scales of whole rows meet a weight as it is stored; () where they would have to be
+    put into another order."""
+    sides = _sides(view, stored)
+    rows = [place for place in view.perm if sides and sides[place] != view.axis and stored[place] > 1]
+    if not sides or rows != sorted(rows):
+        return ()
+    return tuple(1 if side == view.axis else count for side, count in zip(sides, stored))
+
+
+def _operands(shape: tuple[int, ...], scales: tuple[int, ...]) -> tuple:
+    """(shape of the scale, axis, block_size) for DequantizeLinear with scales that broadcast to `shape`; all
+    None where it cannot do so: it shares scales along one axis, or has them along one."""
+    own = [place for place, count in enumerate(scales) if count > 1]
+    if len(own) == 1:
+        return (scales[own[0]],), own[0], None
+    along = [place for place, count in enumerate(scales) if count < shape[place]] or [scales.index(1)]
+    return (scales, along[0], shape[along[0]]) if len(along) == 1 else (None, None, None)
 
 
 def _by_dequantize(out: _Builder, codes: str, q, plan: Plan, grid: _Grid) -> str:

@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass
 
+from onnx import NodeProto, helper
+
 from refq.blocks.quantize import Quantized
 from refq.models.export import Exported
 from refq.models.graph import Graph, Scope, Use
@@ -20,18 +22,36 @@ class Weight:
 
 
 def insert(graph: Graph, done: list[Weight]) -> None:
-    """Put every new weight where its users see it, let them read it, and drop what nothing reads now."""
+    """Put every new weight where its users see it, let them read it, and drop what nothing reads now.
+
+    Layers that read the weight in another order of axes than the first get it through a Transpose, one for
+    each order.
+    """
     for item in done:
         if not item.exported.nodes and _in_place(graph, item):
             continue
         home = _common_scope([site.static.scope for site in item.sites])
         home.graph.initializer.extend(item.exported.initializers)
         first = min(item.sites, key=lambda site: _ancestor(site, home))
-        graph.insert_before(first.node, home, item.exported.nodes)
+        outputs, turning = _turned(graph, item)
+        graph.insert_before(first.node, home, [*item.exported.nodes, *turning])
         for site in item.sites:
-            graph.rewire(Use(site.node, site.operand, site.node.scope), item.exported.output)
+            use = Use(site.node, site.operand, site.node.scope)
+            graph.rewire(use, outputs[item.sites[0].turn_to(site)])
         item.exported.initializers.clear()  # the graph has its own copies
     graph.commit()
+
+
+def _turned(graph: Graph, item: Weight) -> tuple[dict[tuple, str], list[NodeProto]]:
+    """({permutation: the tensor that has the weight in it}, the Transpose nodes that make them)."""
+    outputs, nodes = {(): item.exported.output}, []
+    for turn in dict.fromkeys(item.sites[0].turn_to(site) for site in item.sites):
+        if not turn:
+            continue
+        name = graph.unique(f"{item.sites[0].tensor}_Transpose")
+        outputs[turn] = graph.unique(f"{name}_Output")
+        nodes.append(helper.make_node("Transpose", [item.exported.output], [outputs[turn]], name, perm=turn))
+    return outputs, nodes
 
 
 def _in_place(graph: Graph, item: Weight) -> bool:

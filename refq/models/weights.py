@@ -4,8 +4,10 @@ A layer computes X times a constant matrix. Its weight is known by where it stan
 name, and the layer by its first output tensor, which is unique where node names need not be.
 """
 
+import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import numpy as np
 from onnx import TensorProto
@@ -21,46 +23,80 @@ _TWICE = "the weight was quantised before: its dequantised values are cast"
 
 @dataclass(frozen=True)
 class View:
-    """How a stored weight becomes the matrix that is cast: the axis that the layer sums over.
+    """How a stored weight becomes the matrix that is cast, [..., rows, columns] or [..., columns, rows].
 
-    axis: the reduction axis of the matrix. flat: the stored axes from 1 on are one axis of the matrix, as a
-    Conv's C/g, kh, kw are.
+    It is reshaped to `split`, transposed by `perm` and reshaped to `shape`; what is empty is left out.
+    axis: the axis of the matrix that the layer sums over.
     """
 
     axis: int
-    flat: bool = False
+    split: tuple[int, ...] = ()
+    perm: tuple[int, ...] = ()
+    shape: tuple[int, ...] = ()
+
+    @classmethod
+    def of(cls, stored: tuple[int, ...], axis: int, split=(), perm=(), shape=()) -> "View":
+        """The view of a weight of shape `stored`, without the steps that change nothing."""
+        stored = tuple(stored)
+        split = tuple(split or stored)
+        perm = tuple(perm or range(len(split)))
+        shape = tuple(shape or (split[place] for place in perm))
+        moved = [place for place in perm if split[place] != 1]
+        if moved == sorted(moved):
+            return cls(axis, shape=() if shape == stored else shape)
+        between = tuple(split[place] for place in perm)
+        return cls(axis, () if split == stored else split, perm, () if shape == between else shape)
 
     def matrix(self, array: np.ndarray) -> np.ndarray:
-        """The stored array as the matrix; Conv [M, C/g, k...] as [M, C/g*k...]."""
-        return array.reshape(self.matrix_shape(array.shape)) if self.flat else array
+        """The matrix of a stored array."""
+        array = array.reshape(self.split) if self.split else array
+        array = array.transpose(self.perm) if self.perm else array
+        return array.reshape(self.shape) if self.shape else array
+
+    def restore(self, matrix: np.ndarray, stored: tuple[int, ...]) -> np.ndarray:
+        """The array of shape `stored` whose matrix this is."""
+        array = matrix.reshape(self.between(stored))
+        return (array.transpose(self.inverse) if self.perm else array).reshape(stored)
+
+    @property
+    def inverse(self) -> tuple[int, ...]:
+        """The permutation that undoes `perm`."""
+        return tuple(self.perm.index(place) for place in range(len(self.perm)))
+
+    def between(self, stored: tuple[int, ...]) -> tuple[int, ...]:
+        """The shape before the last step."""
+        cut = self.split or tuple(stored)
+        return tuple(cut[place] for place in self.perm) if self.perm else cut
+
+    def matrix_shape(self, stored: tuple[int, ...]) -> tuple[int, ...]:
+        return self.shape or self.between(stored)
 
     def axes(self, stored: tuple[int, ...]) -> tuple[int, int] | None:
         """(cross, along) of tiles of two dimensions, along the reduction axis; None for a single axis."""
         last = len(self.matrix_shape(stored)) - 1
         return (2 * last - 1 - self.axis, self.axis) if last > 0 else None
 
-    def matrix_shape(self, stored: tuple[int, ...]) -> tuple[int, ...]:
-        return (stored[0], int(np.prod(stored[1:]))) if self.flat else tuple(stored)
-
 
 @dataclass(frozen=True)
 class WeightOp:
     """One row of WEIGHT_OPS.
 
-    operands: where weights may stand, in order of preference. view: from (node, operand, shape) to the matrix
-    view, None when refq does not cast this operator; `reason` then says why. always: the operand is a weight
-    by its role, so that one computed at run time is worth a row too. rank: the least rank that makes a
-    constant a weight.
+    operands: where weights may stand, in order of preference; none: anywhere. each: all of them are weights,
+    not only the first that is constant. view: from (node, operand, shape) to the matrix view, raising
+    InputError for what it cannot be; None when refq does not cast this operator, `reason` then says why.
+    always: the operand is a weight by its role, so that one computed at run time is worth a row too. rank:
+    the least rank that makes a constant a weight. table: it is looked up, no product is summed.
     """
 
     op: str
-    operands: tuple[int, ...]
+    operands: tuple[int, ...] = ()
     view: Callable[[Node, int, tuple[int, ...]], View] | None = None
     reason: str = ""
     domain: str = ""
     always: bool = False
     rank: int = 1
     table: bool = False
+    each: bool = False
 
 
 @dataclass(frozen=True, eq=False)
@@ -70,6 +106,7 @@ class WeightSite:
     node, operand: the weight is `node.proto.input[operand]`. static: what that operand is. stored_shape,
     type: of the tensor the node reads (type: an ONNX element type). view: the matrix, None when the site is
     skipped for `reason`. note: something the reader of the report should know about a weight that is cast.
+    table: the weight is looked up, no product is summed.
     """
 
     node: Node
@@ -80,6 +117,7 @@ class WeightSite:
     view: View | None = None
     reason: str = ""
     note: str = ""
+    table: bool = False
 
     @property
     def key(self) -> str:
@@ -88,8 +126,14 @@ class WeightSite:
 
     @property
     def place(self) -> tuple:
-        """What tells it from every other site of the model: the body it is in, and its key."""
-        return self.node.scope.path, self.key
+        """What tells it from every other site of the model: the body it is in, its key, and the operand where a
+        node has several weights."""
+        return self.node.scope.path, self.key, *([self.operand] if self.operand > 1 else [])
+
+    @property
+    def in_body(self) -> bool:
+        """Whether its node is in a body of If, Loop or Scan, and not in the main graph."""
+        return self.node.scope.owner is not None
 
     @property
     def tensor(self) -> str:
@@ -105,8 +149,35 @@ class WeightSite:
 
     @property
     def group(self) -> tuple:
-        """Equal for sites that share one weight seen in one way, which is then cast once."""
-        return self.static.key, self.view
+        """Equal for sites of one stored weight, read as it is or transposed, whose matrices are equal with the
+        axis summed over at the end: one set of codes serves them all.
+        """
+        if self.view.shape or self.view.perm:
+            return self.static.key, self.view
+        origin, axes = self._origin
+        along = axes[self.view.axis]
+        return origin.key, (*(axis for axis in axes if axis != along), along)
+
+    @property
+    def _origin(self) -> tuple[Static, tuple[int, ...]]:
+        """The tensor before the Identity and Transpose nodes, and its axes in the order of what is read."""
+        static, axes = self.static, tuple(range(len(self.stored_shape)))
+        while static.op in ("Identity", "Transpose") and static.node.is_standard:
+            if static.op == "Transpose":
+                perm = static.node.attribute("perm", range(len(axes))[::-1])
+                axes = tuple(perm[axis] for axis in axes)
+            static = static.inputs[0]
+        return static, axes
+
+    def turn_to(self, other: "WeightSite") -> tuple[int, ...]:
+        """The permutation from what this site reads to what `other`, of its group, reads; () for none."""
+        own, wanted = self._origin[1], other._origin[1]
+        return () if own == wanted else tuple(own.index(axis) for axis in wanted)
+
+    def as_seen(self, array: np.ndarray, other: "WeightSite") -> np.ndarray:
+        """What `other`, of the same group, reads where this site reads `array`."""
+        turn = self.turn_to(other)
+        return array.transpose(turn) if turn else array
 
     @property
     def names(self) -> frozenset[str]:
@@ -151,18 +222,20 @@ def read_weight(graph: Graph, site: WeightSite) -> np.ndarray:
 
 
 def _sites(graph: Graph, node: Node, row: WeightOp) -> Iterator[WeightSite]:
-    operands = [i for i in row.operands if i < len(node.proto.input) and node.proto.input[i]]
-    statics = {i: graph.static(node.scope, node.proto.input[i]) for i in operands}
-    known = [i for i in operands if statics[i] is not None]
-    if not known:
-        if row.always and operands:
-            yield WeightSite(node, operands[0], None, reason="its weight is computed at run time")
-        return
-    site = _site(graph, node, row, known[0], statics[known[0]])
-    if row.table and (graph.static(node.scope, site.key) or site.type not in FLOATS):
-        return
-    if site.static.unfoldable or len(site.stored_shape) >= row.rank:
-        yield site
+    places = row.operands or range(len(node.proto.input))
+    present = [i for i in places if i < len(node.proto.input) and node.proto.input[i]]
+    statics = {i: graph.static(node.scope, node.proto.input[i]) for i in present}
+    known = [i for i in present if statics[i] is not None]
+    for operand in present if row.each else known[:1] or (present[:1] if row.always else []):
+        if statics[operand] is None:
+            yield WeightSite(node, operand, None, reason="its weight is computed at run time")
+            continue
+        site = _site(graph, node, row, operand, statics[operand])
+        if row.table and (graph.static(node.scope, site.key) or site.type not in FLOATS):
+            continue
+        if site.static.unfoldable or len(site.stored_shape) >= row.rank:
+            crowded = "" if site.view is None or row.each else _crowded(present, known, row)
+            yield replace(site, view=None, reason=crowded) if crowded else site
 
 
 def _site(graph: Graph, node: Node, row: WeightOp, operand: int, static: Static) -> WeightSite:
@@ -172,24 +245,38 @@ def _site(graph: Graph, node: Node, row: WeightOp, operand: int, static: Static)
     shape, element = graph.shape_and_type(static)
     reason, view = row.reason, None
     if row.view is not None:
-        view = row.view(node, operand, shape)
-        reason = _refusal(graph, node, row, shape, element)
+        reason = _unfit(shape, element)
+        if not reason and len(shape) >= row.rank:
+            try:
+                view = row.view(node, operand, shape)
+            except InputError as error:
+                reason = str(error)
     note = _FIXED if static.overridable and graph.model.ir_version >= 4 else ""
     note = _TWICE if "DequantizeLinear" in static.chain else note
-    return WeightSite(node, operand, static, shape, element, None if reason else view, reason, note)
+    return WeightSite(node, operand, static, shape, element, view, reason, note, row.table)
 
 
-def _refusal(graph: Graph, node: Node, row: WeightOp, shape: tuple[int, ...], element: int) -> str:
-    """Why this operand of a castable operator is not cast; "" when it is."""
+def _unfit(shape: tuple[int, ...], element: int) -> str:
+    """Why a tensor is nothing that can be cast; "" when it is."""
     if element not in FLOATS:
         kind = TensorProto.DataType.Name(element).lower()
         return f"its weight is {kind}; cast are {', '.join(FLOATS.values())}"
     if not shape or 0 in shape:
         return f"its weight of shape {list(shape)} has nothing to cast"
-    if len(row.operands) > 1 and all(graph.static(node.scope, node.proto.input[i]) for i in row.operands):
-        return "both operands are constant: nothing is multiplied at run time"
     return ""
 
+
+def _crowded(present: list[int], known: list[int], row: WeightOp) -> str:
+    """Why a weight is not cast for other operands' sake; "" when it is."""
+    if len(row.operands) != 1 and known == present:
+        which = "both" if len(known) == 2 else "all"
+        return f"{which} operands are constant: nothing is multiplied at run time"
+    if len(known) > 1:
+        return f"{len(known)} of its operands are constant; cast is a single one"
+    return ""
+
+
+# -- matrix views --------------------------------------------------------------------------------------------
 
 def _matmul_view(node: Node, operand: int, shape: tuple[int, ...]) -> View:
     """B [..., K, N] or [K] sums over its last axis but one; A [..., M, K] over its last."""
@@ -202,22 +289,99 @@ def _gemm_view(node: Node, operand: int, shape: tuple[int, ...]) -> View:
 
 
 def _conv_view(node: Node, operand: int, shape: tuple[int, ...]) -> View:
-    """W [M, C/g, k...]: every output channel sums over its C/g*k... weights."""
-    return View(1, flat=True)
+    """W [M, C/g, k...] as [M, C/g*k...]: an output channel sums over the channels of its group and taps."""
+    return View.of(shape, 1, shape=(shape[0], math.prod(shape[1:])))
+
+
+def _conv_transpose_view(node: Node, operand: int, shape: tuple[int, ...]) -> View:
+    """W [C, M/g, k...] as [M, C/g*k...], the columns ordered as those of a Conv."""
+    groups, (channels, rows, *taps) = node.attribute("group", 1), shape
+    if groups < 1 or channels % groups:
+        raise InputError(f"its weight of shape {list(shape)} does not fall into {groups} groups")
+    split = (groups, channels // groups, rows, *taps) if groups > 1 else shape
+    perm = (0, 2, 1, *range(3, len(split))) if groups > 1 else (1, 0, *range(2, len(split)))
+    return View.of(shape, 1, split, perm, (groups * rows, channels // groups * math.prod(taps)))
+
+
+def _recurrent_view(node: Node, operand: int, shape: tuple[int, ...]) -> View:
+    """W [directions, gates*H, I] and R [directions, gates*H, H]: every gate sums over the last axis."""
+    if len(shape) != 3:
+        raise InputError(f"its weight of shape {list(shape)} has not three axes, as those of {node.op} have")
+    return View(2)
+
+
+def _einsum_view(node: Node, operand: int, shape: tuple[int, ...]) -> View:
+    """[batch..., summed, rows] where the labels stand in this order, else [batch..., rows, summed]."""
+    equation = node.attribute("equation", b"").decode()
+    batch, rows, summed = einsum_labels(equation, operand)
+    own = _einsum_terms(equation)[0][operand]
+    if len(own) != len(shape):
+        raise InputError(f"its weight of shape {list(shape)} does not fit {own!r} of equation {equation!r}")
+    sizes = dict(zip(own, shape))
+    lead = tuple(sizes[label] for label in batch)
+    count, depth = (math.prod(sizes[label] for label in labels) for labels in (rows, summed))
+    if rows and own == batch + summed + rows:
+        return View.of(shape, len(lead), shape=(*lead, depth, count))
+    perm = tuple(own.index(label) for label in batch + rows + summed)
+    return View.of(shape, len(lead) + 1, perm=perm, shape=(*lead, count, depth))
+
+
+class EinsumLabels(NamedTuple):
+    """The labels of one operand of an Einsum, in its order. batch: in the output and in another operand.
+    rows: in the output alone. summed: not in the output."""
+
+    batch: str
+    rows: str
+    summed: str
+
+
+def einsum_labels(equation: str, operand: int) -> EinsumLabels:
+    """What the labels of operand number `operand` are for.
+
+    Raises InputError where it is no matrix: labels repeated or left open by "...", or none summed over.
+    """
+    terms, result = _einsum_terms(equation)
+    own = terms[operand] if operand < len(terms) else ""
+    others = "".join(term for place, term in enumerate(terms) if place != operand)
+    if "." in own or len(set(own)) < len(own):
+        what = "leaves axes of its weight open" if "." in own else "repeats a label of its weight"
+        raise InputError(f"equation {equation!r} {what}")
+    labels = EinsumLabels("".join(label for label in own if label in result and label in others),
+                          "".join(label for label in own if label in result and label not in others),
+                          "".join(label for label in own if label not in result))
+    if not labels.summed:
+        raise InputError(f"equation {equation!r} sums over no axis of its weight")
+    return labels
+
+
+def _einsum_terms(equation: str) -> tuple[list[str], str]:
+    """(labels of every operand, labels of the output), the output being those that occur once if it is not
+    given."""
+    left, arrow, result = equation.replace(" ", "").partition("->")
+    if not arrow:
+        labels = left.replace(",", "").replace(".", "")
+        result = "".join(sorted(label for label in set(labels) if labels.count(label) == 1))
+    return left.split(","), result
+
+
+def _gather_view(node: Node, operand: int, shape: tuple[int, ...]) -> View:
+    """A table's last axis that is not the one looked up: an entry's values share scales."""
+    last = len(shape) - 1
+    return View(last - 1 if node.attribute("axis", 0) % len(shape) == last else last)
 
 
 _LATER = "{} weights are not cast yet"
 _DONE = "its weights are quantised already"
-_TABLE = "a lookup table is not summed over: tables are not cast yet"
 
 WEIGHT_OPS: tuple[WeightOp, ...] = (
     WeightOp("MatMul", (1, 0), _matmul_view),
     WeightOp("Gemm", (1, 0), _gemm_view, rank=2),
     WeightOp("Conv", (1,), _conv_view, always=True, rank=2),
-    *(WeightOp(op, operands, reason=_LATER.format(op), always=True) for op, operands in (
-        ("ConvTranspose", (1,)), ("DeformConv", (1,)), ("LSTM", (1, 2)), ("GRU", (1, 2)), ("RNN", (1, 2)))),
-    WeightOp("Einsum", tuple(range(8)), reason=_LATER.format("Einsum"), rank=2),
-    WeightOp("Gather", (0,), reason=_TABLE, rank=2, table=True),
+    WeightOp("ConvTranspose", (1,), _conv_transpose_view, always=True, rank=2),
+    *(WeightOp(op, (1, 2), _recurrent_view, always=True, each=True) for op in ("LSTM", "GRU", "RNN")),
+    WeightOp("Einsum", (), _einsum_view),
+    WeightOp("Gather", (0,), _gather_view, rank=2, table=True),
+    WeightOp("DeformConv", (1,), reason=_LATER.format("DeformConv"), always=True),
     *(WeightOp(op, operands, reason=_DONE, always=True) for op, operands in (
         ("MatMulInteger", (1, 0)), ("ConvInteger", (1,)), ("QLinearMatMul", (3, 0)), ("QLinearConv", (3,)))),
     *(WeightOp(op, (1,), reason=_DONE, domain="com.microsoft", always=True) for op in (
