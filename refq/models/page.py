@@ -59,6 +59,7 @@ figcaption b { color:var(--ink); font-weight:600; overflow:hidden; text-overflow
   }
 svg { display:block; width:100%; height:auto; font:12px var(--font);
   font-variant-numeric:tabular-nums }
+svg.plot { min-width:680px }
 svg text { fill:var(--ink) } svg .soft { fill:var(--soft) } svg .track { fill:var(--track) }
 svg .good { fill:var(--good) } svg .fair { fill:var(--fair) } svg .poor { fill:var(--poor) } svg .bad {
   fill:var(--bad) }
@@ -201,7 +202,7 @@ def bars(panels: Sequence[tuple[str, Sequence[Bar], float]]) -> str:
     names = short_names([bar.label for bar in panels[0][1]])
     label_width = min(400, max(90, 14 + 7 * max(map(len, names), default=0)))
     span = (width - label_width) / len(panels)
-    parts = [f'<svg viewBox="0 0 {width} {top + row * len(names) + 4}" role="img">']
+    parts = []
     for line, (name, bar) in enumerate(zip(names, panels[0][1], strict=True)):
         room = label_width // 7 - 2
         short = name if len(name) <= room else f"{name[:room // 2 - 1]}…{name[-(room - room // 2):]}"
@@ -211,7 +212,13 @@ def bars(panels: Sequence[tuple[str, Sequence[Bar], float]]) -> str:
         left = label_width + span * number
         parts.append(f'<text class="soft" x="{left:.1f}" y="12">{escape(title)}</text>')
         parts.extend(_bar(left, top + row * line, span - 84, bar, full) for line, bar in enumerate(entries))
-    return "".join(parts) + "</svg>"
+    return drawing(width, top + row * len(names) + 4, parts)
+
+
+def drawing(width: int, height: int, parts: Iterable[str]) -> str:
+    """Shapes as one picture as wide as the page, which scrolls on a narrow screen."""
+    return (f'<div class="scroll"><svg class="plot" viewBox="0 0 {width} {height}" role="img">'
+            f'{"".join(parts)}</svg></div>')
 
 
 def details(summary: str, html: str) -> str:

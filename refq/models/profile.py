@@ -7,7 +7,7 @@ from html import escape
 import numpy as np
 
 from refq.models.figures import EXACT
-from refq.models.page import key, short_names
+from refq.models.page import drawing, key, short_names
 
 NAMED = 26              # places that have their names below a profile; of more, numbers
 STEPS = (1, 2, 5, 10, 20, 50)
@@ -33,13 +33,12 @@ def profile(names: Sequence[str], series: Sequence[Series], texts: Sequence[str]
     that is named in the plot. Infinite values stand above the others, as exact.
     """
     frame = _Frame.around(names, series)
-    parts = [f'<svg viewBox="0 0 {frame.width} {frame.height}" role="img">', *frame.grid(unit)]
-    parts += frame.places(names, texts)
+    parts = [*frame.grid(unit), *frame.places(names, texts)]
     drawn = [_drawn(frame, each) for each in series]
     parts += [shapes for _, shapes in sorted(drawn, key=lambda pair: pair[0])]
     if mark is not None:
         parts.append(frame.named(mark, short_names(names)[mark], series[0].values[mark]))
-    return "".join(parts) + "</svg>" + key((each.style, each.name) for each in series)
+    return drawing(frame.width, frame.height, parts) + key((each.style, each.name) for each in series)
 
 
 @dataclass(frozen=True)

@@ -35,8 +35,8 @@ FIRST = 14              # of them, those that show at once where outputs are mea
 WEIGHT_HEAD = ("layer", "op", "weight", "shape", "data type", "bits", "SQNR dB", "saturated %", "flushed %",
                "")
 OUTPUT_HEAD = ("layer", "data type", "method", "bits", "float dB", "rtn dB", "kept dB", "ratio", "local dB",
-               "weights dB", "sat. %", "flush. %", "s", "")
-WORDS = ("data type", "method")         # columns that do not end flush
+               "weights dB", "sat. %", "flush. %", "s")
+WORDS = ("layer", "data type", "method")        # columns that do not end flush
 WEIGHT_MEANINGS = (
     ("SQNR",
      "signal to quantisation noise of the weights: 10 log10(sum w^2 / sum (w - q)^2), q the weights that the "
@@ -142,7 +142,7 @@ def _weight_tiles(report: Report) -> list[tuple[str, str, str]]:
 def _output_tiles(report: Report) -> list[tuple[str, str, str]]:
     entries, found = [], report.comparison
     if report.gain and report.gain.mean_ratio is not None:
-        entries.append(("error to direct cast's", f"{times(report.gain.mean_ratio)}×", gain_words(report)))
+        entries.append(("error vs direct cast", f"{times(report.gain.mean_ratio)}×", gain_words(report)))
     if found and found.answers:
         a, b = (compare_text.share(answers.top1) for answers in found.answers)
         before, after = (answers.perplexity for answers in found.answers)
@@ -194,7 +194,7 @@ def _ratio_bars(rows: list[Row]) -> tuple:
     full = max([1.0, *(ratio for ratio in ratios if ratio is not None and math.isfinite(ratio))])
     bars = [page.Bar(row.title, _drawable(ratio, full), EXACT if ratio is None else f"{times(ratio)}×",
                      grade_ratio(ratio) or "good") for row, ratio in zip(rows, ratios)]
-    return "error to direct cast's", bars, full
+    return "error vs direct cast", bars, full
 
 
 def _noise_bars(rows: list[Row]) -> tuple:
@@ -277,22 +277,26 @@ def _whole_model(report: Report) -> list[str]:
 def _layers(report: Report) -> str:
     stored = sorted({row.encoding for row in report.weights})
     lead = "In the order of the file." + (f" Stored as {stored[0]}." if len(stored) == 1 else "")
-    if not report.measured:
-        rows = [_weight_cells(row, len(stored) == 1) for row in report.rows]
-        return page.section("Every layer", _table(WEIGHT_HEAD, rows, (5, 6, 7, 8), (2,)), lead)
-    facts = [_output_cells(report, row, len(stored) == 1) for row in report.rows]
-    hidden = () if report.gain else ("rtn dB", "ratio")
-    head = tuple(title for title in OUTPUT_HEAD if title in ("layer", "")
-                 or title not in hidden and any(cells.get(title) for cells in facts))
-    numeric = [place for place, title in enumerate(head[1:-1], 1) if title not in WORDS]
-    rows = [tuple(cells.get(title, "") for title in head) for cells in facts]
-    return page.section("Every layer", _table(head, rows, numeric, ()), lead)
+    made = _output_table if report.measured else _weight_table
+    return page.section("Every layer", made(report, len(stored) == 1), lead)
 
 
-def _table(head, rows, numeric, long) -> str:
+def _weight_table(report: Report, plain: bool) -> str:
+    """plain: whether all weights are stored alike."""
+    head, rows = WEIGHT_HEAD, [_weight_cells(row, plain) for row in report.rows]
     if not any(row[-1] for row in rows):
         head, rows = head[:-1], [row[:-1] for row in rows]
-    return page.table(head, rows, numeric, long)
+    return page.table(head, rows, numeric=(5, 6, 7, 8), long=(2,))
+
+
+def _output_table(report: Report, plain: bool) -> str:
+    """As _weight_table, without the columns that have nothing to say."""
+    facts = [_output_cells(report, row, plain) for row in report.rows]
+    hidden = () if report.gain else ("rtn dB", "ratio")
+    head = [title for title in OUTPUT_HEAD
+            if title not in hidden and any(cells.get(title) for cells in facts)]
+    numeric = [place for place, title in enumerate(head) if title not in WORDS]
+    return page.table(head, [[cells.get(title, "") for title in head] for cells in facts], numeric)
 
 
 def _path(row: Row) -> str:
@@ -317,17 +321,12 @@ def _weight_cells(row: Row, plain: bool) -> tuple:
 
 
 def _output_cells(report: Report, row: Row, plain: bool) -> dict:
-    """Title of a column -> cell."""
-    small = page.escape(f"{row.op} {_shape(row)}, {_path(row)}")
-    name = page.Raw(f'<div class="wide">{page.escape(row.title)}<small>{small}</small></div>')
-    cells = {"layer": name, "data type": row.dtype}
+    """Title of a column -> cell; what has no column stands below the layer's name."""
+    cells = {"layer": _described(report, row, plain), "data type": row.dtype}
     if not row.quantised:
-        return cells | {"": _skipped(row)}
-    end = "; ".join(filter(None, ("" if plain else row.encoding, remarks(row, measured=True))))
+        return cells
     cells |= dict(zip(("sat. %", "flush. %"), _shares(row)))
-    cells |= {"method": method_cell(row), "bits": f"{row.bits:.2f}", "weights dB": decibels(row.sqnr_db),
-              "": page.Raw(f"{page.pill('hurts most', 'bad').html} {page.escape(end)}")
-              if row is report.worst else end}
+    cells |= {"method": method_cell(row), "bits": f"{row.bits:.2f}", "weights dB": decibels(row.sqnr_db)}
     found = row.errors
     if found is None:
         return cells
@@ -336,6 +335,19 @@ def _output_cells(report: Report, row: Row, plain: bool) -> dict:
                     "kept dB": _graded_db(found.accumulated_sqnr_db),
                     "ratio": "" if found.asked == DIRECT else ratio,
                     "local dB": decibels(found.local_sqnr_db), "s": duration(found.seconds)}
+
+
+def _described(report: Report, row: Row, plain: bool) -> page.Raw:
+    lines = [page.escape(f"{row.op} {_shape(row)}, {_path(row)}")]
+    mark = ""
+    if not row.quantised:
+        lines.append(_skipped(row).html)
+    else:
+        lines.append(page.escape("; ".join(filter(None, ("" if plain else row.encoding,
+                                                         remarks(row, measured=True))))))
+        mark = f" {page.pill('hurts most', 'bad').html}" if row is report.worst else ""
+    small = "".join(f"<small>{line}</small>" for line in filter(None, lines))
+    return page.Raw(f'<div class="wide">{page.escape(row.title)}{mark}{small}</div>')
 
 
 def _graded_db(db: float | None):

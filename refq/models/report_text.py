@@ -120,7 +120,7 @@ def remarks(row: Row, *before: str, measured: bool = False) -> str:
     errors = row.errors
     words = [*before, f"in {row.where}" if row.where else ""]
     if row.rtn_kept:
-        words.append(f"{errors.asked} had {times(errors.asked_ratio)} of the error" if errors.asked_ratio
+        words.append(f"{errors.asked} had {times(errors.asked_ratio)} times the error" if errors.asked_ratio
                      else f"{errors.asked} was worse")
     elif row.method != method_cell(row):
         words.append(row.method)
