@@ -1,14 +1,50 @@
 """A quantised model checked, written and read back."""
 
+import hashlib
+from dataclasses import dataclass
+
 import numpy as np
 import onnx
 from onnx import helper
 
+from refq.errors import InputError
 from refq.models import files
-from refq.models.export import restored
-from refq.models.graph import Graph
-from refq.models.insert import Weight
+from refq.models.export import Exported, Tables, restored
+from refq.models.graph import Graph, evaluate
+from refq.models.spool import Spool
+from refq.models.tensors import Folder, array_of
+from refq.models.weights import WeightSite
 from refq.version import __version__
+
+PROTO_LIMIT = 2**31 - 1     # bytes of a ModelProto that protobuf can write
+
+
+@dataclass(frozen=True)
+class Proof:
+    """What a new weight must read back as, without keeping it: shape, dtype, SHA-256 of its bytes."""
+
+    shape: tuple[int, ...]
+    dtype: str
+    digest: str
+
+    @classmethod
+    def of(cls, array: np.ndarray) -> "Proof":
+        data = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
+        return cls(array.shape, array.dtype.name, hashlib.sha256(data).hexdigest())
+
+
+def proof(q, site: WeightSite, exported: Exported, tables: Tables, opset_import, effective=None) -> Proof:
+    """What an exported weight reads back as, at the opsets of its model, shown to be what was quantised.
+
+    effective: restored(q, site.type)[0], from one who has it. Call it while the initializers still hold their
+    data. Raises RuntimeError when the operators give anything but the values of the Quantized q (where they
+    round twice: more than one float32 ulp away).
+    """
+    found = _folded(exported, tables, opset_import)
+    wanted = (restored(q, site.type)[0] if effective is None else effective).reshape(site.stored_shape)
+    if not _same(found, wanted, exported.exact):
+        raise _differs(site)
+    return Proof.of(found)
 
 
 def stamp(model: onnx.ModelProto, settings: dict[str, str]) -> None:
@@ -22,17 +58,25 @@ def stamp(model: onnx.ModelProto, settings: dict[str, str]) -> None:
     helper.set_model_props(model, dict(kept) | facts)
 
 
-def deliver(model: onnx.ModelProto, path, source: files.Source, done: list[Weight], flaw: str,
-             warnings: list[str]) -> int:
-    """Check the result, write it if there is a path, and return its size in bytes."""
+def deliver(model: onnx.ModelProto, path, source: files.Source, done: list, flaw: str,
+            warnings: list[str], spool: Spool | None = None) -> int:
+    """Check the result, write it if there is a path, and return its size in bytes.
+
+    done: the new weights (refq.models.insert.Weight), of which the sites and the proof are used. spool: where
+    the data of new tensors is. Without a path `model` gets all its data.
+    """
     def verify(written, directory, file=None):
         _check(written, file, flaw, warnings)
         _compare(written, directory, done)
     if path is not None:
-        return files.write(model, path, source, verify)
-    files.embed(model, source.directory)
+        return files.write(model, path, source, verify, spool)
+    size = files.data_size(model)
+    if size > PROTO_LIMIT:
+        raise InputError(f"the new model has {size} bytes; one in memory can have {PROTO_LIMIT}: give a path "
+                         "to write it to")
+    files.embed(model, source.directory, spool)
     data = model.SerializeToString(deterministic=True)
-    verify(onnx.load_from_string(data), "")
+    verify(onnx.load_from_string(data), Folder(""))
     return len(data)
 
 
@@ -44,19 +88,50 @@ def _check(model: onnx.ModelProto, path, flaw: str, warnings: list[str]) -> None
         raise RuntimeError(f"refq made a model that onnx.checker refuses, nothing was written: {problem}")
 
 
-def _compare(model: onnx.ModelProto, directory: str, done: list[Weight]) -> None:
-    """Read every weight back through the operators that were written and compare it with what it must be."""
+def _compare(model: onnx.ModelProto, directory, done: list) -> None:
+    """Read every weight back through the operators that were written and compare it with its proof."""
     graph = Graph(model, directory)
     nodes = {(node.scope.path, node.key): node for node in graph.nodes()}
     for item in done:
-        wanted = restored(item.q, item.sites[0].type)[0].reshape(item.sites[0].stored_shape)
+        seen = set()
         for site in item.sites:
             node = nodes[site.place]
-            found = graph.array(graph.static(node.scope, node.proto.input[site.operand]))
-            if not _same(found, wanted, item.exported.exact):
-                raise RuntimeError(
-                    f"weight {site.tensor!r} of {node.title!r} reads back differently from what was "
-                    "quantised; nothing was written")
+            static = graph.static(node.scope, node.proto.input[site.operand])
+            if static is None:
+                raise _differs(site)
+            if static.key not in seen and not _proven(graph.array(static), item):
+                raise _differs(site)
+            seen.add(static.key)
+
+
+def _proven(found: np.ndarray, item) -> bool:
+    if getattr(item, "proof", None) is None:    # until every Weight has one
+        wanted = restored(item.q, item.sites[0].type)[0].reshape(item.sites[0].stored_shape)
+        return _same(found, wanted, item.exported.exact)
+    return Proof.of(found) == item.proof
+
+
+def _differs(site: WeightSite) -> RuntimeError:
+    return RuntimeError(f"weight {site.tensor!r} of {site.node.title!r} reads back differently from what was "
+                        "quantised; nothing was written")
+
+
+def _folded(exported: Exported, tables: Tables, opset_import) -> np.ndarray:
+    """The array that the consumer of an exported weight reads; each operand is dropped after its last use."""
+    stored = {tensor.name: tensor for tensor in (*exported.initializers, *tables.initializers.values())}
+    values: dict[str, np.ndarray] = {}
+
+    def value(name: str) -> np.ndarray | None:
+        if name and name not in values:
+            values[name] = array_of(stored[name], Folder(""))
+        return values.get(name)
+    for position, node in enumerate(exported.nodes):
+        made = evaluate(node, [value(name) for name in node.input], node.output[0], opset_import)
+        later = {name for other in exported.nodes[position + 1:] for name in other.input}
+        values = {name: array for name, array in (*values.items(), (node.output[0], made)) if name in later}
+        if node.output[0] == exported.output:
+            return made
+    return value(exported.output)
 
 
 def _same(found: np.ndarray, wanted: np.ndarray, exact: bool) -> bool:
