@@ -13,7 +13,7 @@ import onnx
 import pytest
 from onnx import TensorProto as T
 from onnx import numpy_helper
-from onnx_models import matmul_model, model, node, value, weight
+from onnx_models import every_layer, matmul_model, model, node, value, weight
 
 from refq.blocks.quantize import quantize
 from refq.blocks.rows import DATA_TYPES, data_type
@@ -29,23 +29,37 @@ from refq.models.weights import find_weights, read_weight
 ROOT = Path(__file__).parent.parent
 
 
-def made(proto, dtype="mxfp4", style="native", directory=""):
-    """(graph, q, site, exported, tables) of the first weight of a model."""
+def prepared(proto, dtype="mxfp4", style="native", directory=""):
+    """(graph at the opset that is needed, the weights' sites in groups, plan, tables)"""
     block = data_type(dtype)
     chosen = plan(block, style)
-    site = find_weights(Graph(proto, directory))[0]
-    raised, reason = files.raise_opset(proto, chosen.opset_for(block, site.view, site.stored_shape), [])
+    needed = max(chosen.opset_for(block, site.view, site.stored_shape)
+                 for site in find_weights(Graph(proto, directory)) if site.view)
+    raised, reason = files.raise_opset(proto, needed, [])
     assert not reason
-    graph = Graph(raised, directory)
-    site, tables = find_weights(graph)[0], Tables(graph.unique)
+    graph, groups = Graph(raised, directory), {}
+    for site in find_weights(graph):
+        groups.setdefault(site.group, []).append(site)
+    return graph, list(groups.values()), chosen, Tables(graph.unique)
+
+
+def made(graph, site, dtype, chosen, tables):
+    """(q, exported) of the weight of a site."""
+    block = data_type(dtype)
     axes = site.view.axes(site.stored_shape) if isinstance(block.tile, tuple) else site.view.axis
     q = quantize(read_weight(graph, site), block, axes)
     where = (q, site.view, site.stored_shape, site.type, site.tensor)
     try:
-        exported = encode_weight(*where, chosen, tables)
+        return q, encode_weight(*where, chosen, tables)
     except InputError:
-        exported = float_weight(*where, tables)
-    return graph, q, site, exported, tables
+        return q, float_weight(*where, tables)
+
+
+def one(proto, dtype="mxfp4", style="native"):
+    """What `proof` takes, for the first weight of a model."""
+    graph, groups, chosen, tables = prepared(proto, dtype, style)
+    q, exported = made(graph, groups[0][0], dtype, chosen, tables)
+    return q, groups[0][0], exported, tables, graph.model.opset_import
 
 
 def whole(path):
@@ -56,19 +70,21 @@ def whole(path):
 
 
 def cast(model_input, target, dtype="mxfp4", style="native", spooled=True):
-    """The first weight of a model cast and delivered. Returns the model and its size."""
-    source = files.load(model_input)
-    graph, q, site, exported, tables = made(source.model, dtype, style, source.directory)
-    with Spool(target) as own:
-        proven = proof(q, site, exported, tables, graph.model.opset_import)
-        if spooled:
-            own.take(exported.initializers)
-        done = [SimpleNamespace(sites=(site,), exported=exported, proof=proven)]
-        read = {name for n in exported.nodes for name in n.input}
+    """The weights of a model cast and delivered. Returns the model and its size."""
+    source, done = files.load(model_input), []
+    graph, groups, chosen, tables = prepared(source.model, dtype, style, source.directory)
+    with Spool(target) as spool:
+        for sites in groups:
+            q, exported = made(graph, sites[0], dtype, chosen, tables)
+            proven = proof(q, sites[0], exported, tables, graph.model.opset_import)
+            if spooled:
+                spool.take(exported.initializers)
+            done.append(SimpleNamespace(sites=tuple(sites), exported=exported, proof=proven))
+        read = {name for item in done for node in item.exported.nodes for name in node.input}
         graph.model.graph.initializer.extend(t for t in tables.initializers.values() if t.name in read)
         insert(graph, done)
         deliver.stamp(graph.model, {"dtype": dtype})
-        size = deliver.deliver(graph.model, target, source, done, "", [], own)
+        size = deliver.deliver(graph.model, target, source, done, "", [], spool)
     return graph.model, size
 
 
@@ -81,11 +97,10 @@ DIFFERS = "weight 'w' of 'layer' reads back differently from what was quantised;
 @pytest.mark.parametrize("style", STYLES)
 @pytest.mark.parametrize("dtype", DATA_TYPES)
 def test_every_data_type_proves_what_it_is(dtype, style):
-    graph, q, site, exported, tables = made(MATRIX, dtype, style)
-    found = proof(q, site, exported, tables, graph.model.opset_import)
-    values = deliver.restored(q, site.type)[0].reshape(70, 40)
+    q, site, exported, *_ = given = one(MATRIX, dtype, style)
+    found, values = proof(*given), deliver.restored(q, site.type)[0]
     assert (found.shape, found.dtype) == ((70, 40), "float32") and re.fullmatch("[0-9a-f]{64}", found.digest)
-    assert found == proof(q, site, exported, tables, graph.model.opset_import, values)
+    assert found == proof(*given, values)
     if exported.exact and not (values == 0).any():
         assert found == Proof.of(values)
 
@@ -96,22 +111,20 @@ def test_other_float_types(kind, style):
     dtype = onnx.helper.tensor_dtype_to_np_dtype(kind)
     proto = model([node("MatMul", ["x", "w"], ["y"])], [value("x", [3, 70], kind)],
                   [value("y", [3, 40], kind)], {"w": weight(70, 40).astype(dtype)})
-    graph, q, site, exported, tables = made(proto, "mxfp4", style)
-    found = proof(q, site, exported, tables, graph.model.opset_import)
-    assert found.dtype == dtype.name
+    assert proof(*one(proto, "mxfp4", style)).dtype == dtype.name
 
 
-SOME = pytest.mark.parametrize("dtype, style", [("mxfp4", "native"), ("mxfp4", "portable"),
-                                                ("mxfp4", "float"), ("int8", "native"), ("nvfp4", "portable")])
+SOME = pytest.mark.parametrize("dtype, style", [("mxfp4", style) for style in STYLES] + [
+    ("int8", "native"), ("nvfp4", "portable")])
 
 
 @SOME
 def test_a_wrong_byte_proves_nothing(dtype, style):
-    graph, q, site, exported, tables = made(MATRIX, dtype, style)
-    first = exported.initializers[0]
+    given = one(MATRIX, dtype, style)
+    first = given[2].initializers[0]
     first.raw_data = first.raw_data[:500] + bytes([first.raw_data[500] ^ 0x11]) + first.raw_data[501:]
     with pytest.raises(RuntimeError, match=DIFFERS):
-        proof(q, site, exported, tables, graph.model.opset_import)
+        proof(*given)
 
 
 def test_proofs_tell_shape_dtype_and_every_bit():
@@ -144,6 +157,36 @@ def test_spooled_or_not_the_result_is_the_same(tmp_path, where, dtype, style):
     assert b"spool" not in written[True]["q.onnx"]
     memory = cast(MATRIX, None, dtype, style)[0]
     assert whole(tmp_path / "True" / "q.onnx") == memory
+
+
+@SOME
+def test_layers_of_every_kind(tmp_path, where, dtype, style):
+    """Weights that are read as they are, reshaped, transposed, cut; several of one node."""
+    proto = every_layer()[0]
+    assert cast(proto, tmp_path / "q.onnx", dtype, style)[1] > 0
+    assert whole(tmp_path / "q.onnx") == cast(proto, None, dtype, style)[0]
+
+
+@SOME
+@pytest.mark.parametrize("name, operand", [("one", 1), ("two", 1), ("turned", 0)])
+def test_every_reader_of_a_shared_weight_is_looked_at(tmp_path, monkeypatch, name, operand, dtype, style):
+    """Two read it as it is, one through a Transpose; the one that reads another weight is named."""
+    nodes = [node("MatMul", ["x", "v"], ["a"], name="other"), node("MatMul", ["a", "w"], ["b"], name="one"),
+             node("Gemm", ["b", "w"], ["c"], name="two"), node("Transpose", ["w"], ["t"]),
+             node("MatMul", ["t", "z"], ["y"], name="turned")]
+    proto = model(nodes, {"x": [3, 64], "z": [64, 5]}, {"c": [3, 64], "y": [64, 5]},
+                  {"w": weight(64, 64), "v": weight(64, 64, seed=9)})
+    readers = {n.name: n for n in cast(proto, tmp_path / "q.onnx", dtype, style)[0].graph.node if n.name}
+    assert readers["one"].input[1] == readers["two"].input[1] != readers["turned"].input[0]
+
+    def misdirect(model, *given):
+        embed(model, *given)
+        found = {n.name: n for n in model.graph.node if n.name}
+        found[name].input[operand] = found["other"].input[1]
+    embed = files.embed
+    monkeypatch.setattr(files, "embed", misdirect)
+    with pytest.raises(RuntimeError, match=f"weight '.*' of '{name}' reads back differently"):
+        cast(proto, None, dtype, style)
 
 
 def test_the_size_is_what_lies_on_the_disk(tmp_path, where):
@@ -218,13 +261,18 @@ def hollow(folder, count, rows, columns):
 
 
 def peak(folder, code):
-    """Megabytes of memory that a process of its own takes at most, beyond what the imports take."""
-    pytest.importorskip("resource")
+    """Megabytes that a process of its own takes at most, beyond what the imports take.
+
+    Linux counts them for each program anew (VmHWM); ru_maxrss would begin with those of this one.
+    """
+    if not Path("/proc/self/status").exists():
+        pytest.skip("no /proc")
     text = f"""
-        import resource
+        import re
         from refq.models import files
         def used():
-            return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+            with open("/proc/self/status") as file:
+                return int(re.search(r"VmHWM:\\s+(\\d+) kB", file.read())[1]) / 1024
         before = used()
         {code}
         print(used() - before)

@@ -41,8 +41,9 @@ def proof(q, site: WeightSite, exported: Exported, tables: Tables, opset_import,
     round twice: more than one float32 ulp away).
     """
     found = _folded(exported, tables, opset_import)
-    wanted = (restored(q, site.type)[0] if effective is None else effective).reshape(site.stored_shape)
-    if not _same(found, wanted, exported.exact):
+    if effective is None:
+        effective = restored(q, site.type)[0]
+    if not _same(found, site.view.restore(effective, site.stored_shape), exported.exact):
         raise _differs(site)
     return Proof.of(found)
 
@@ -89,24 +90,26 @@ def _check(model: onnx.ModelProto, path, flaw: str, warnings: list[str]) -> None
 
 
 def _compare(model: onnx.ModelProto, directory, done: list) -> None:
-    """Read every weight back through the operators that were written and compare it with its proof."""
+    """Read every weight back through the operators that were written, as each layer sees it, and compare it
+    with its proof."""
     graph = Graph(model, directory)
     nodes = {(node.scope.path, node.key): node for node in graph.nodes()}
     for item in done:
         seen = set()
         for site in item.sites:
-            node = nodes[site.place]
+            node = nodes[site.node.scope.path, site.key]
             static = graph.static(node.scope, node.proto.input[site.operand])
             if static is None:
                 raise _differs(site)
-            if static.key not in seen and not _proven(graph.array(static), item):
+            if static.key not in seen and not _proven(site.as_seen(graph.array(static), item.sites[0]), item):
                 raise _differs(site)
             seen.add(static.key)
 
 
 def _proven(found: np.ndarray, item) -> bool:
     if getattr(item, "proof", None) is None:    # until every Weight has one
-        wanted = restored(item.q, item.sites[0].type)[0].reshape(item.sites[0].stored_shape)
+        site = item.sites[0]
+        wanted = site.view.restore(restored(item.q, site.type)[0], site.stored_shape)
         return _same(found, wanted, item.exported.exact)
     return Proof.of(found) == item.proof
 
