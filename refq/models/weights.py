@@ -126,9 +126,8 @@ class WeightSite:
 
     @property
     def place(self) -> tuple:
-        """What tells it from every other site of the model: the body it is in, its key, and the operand where a
-        node has several weights."""
-        return self.node.scope.path, self.key, *([self.operand] if self.operand > 1 else [])
+        """What tells it from every other site of the model: the body it is in, its key, and the operand."""
+        return self.node.scope.path, self.key, self.operand
 
     @property
     def in_body(self) -> bool:
