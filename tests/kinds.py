@@ -1,9 +1,9 @@
 """One small model of every kind of layer that bears a weight, with inputs for as many samples as one likes.
 
 KINDS: name -> function without arguments that returns (ModelProto, feeds), where feeds(seed, samples) gives
-the inputs of a run, name -> array. Samples lie along axis 0 of inputs and outputs. Most have layers before and after the one
-that names them, so that what it sees once the model is quantised is not what it saw before. Products sum over
-20 to 70 weights, numbers that no tile size divides.
+the inputs of a run, name -> array. Samples lie along axis 0 of inputs and outputs. Most have layers before and
+after the one that names them, so that what it sees once the model is quantised is not what it saw before.
+Products sum over 20 to 70 weights, numbers that no tile size divides.
 """
 
 import numpy as np

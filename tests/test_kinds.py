@@ -104,19 +104,21 @@ def test_a_table_and_the_output_layer_share_their_codes(style):
 def test_who_reads_it_alike_reads_the_same_tensor():
     """Two products with the transposed table, one with the table itself: one Transpose."""
     proto = tied(node("MatMul", ["e", "t"], ["a"]), node("Transpose", ["table"], ["u"], perm=[1, 0]),
-                 node("MatMul", ["e", "u"], ["b"]), node("Einsum", ["e", "table"], ["c"], equation="bsd,vd->bsv"),
-                 outputs="abc")
+                 node("MatMul", ["e", "u"], ["b"]),
+                 node("Einsum", ["e", "table"], ["c"], equation="bsd,vd->bsv"), outputs="abc")
     after = cast(proto, "int4", "portable").model
     assert len(codes(after)) == 1 and [n.op_type for n in after.graph.node].count("Transpose") == 1
     assert reads(after, "a", 1) == reads(after, "b", 1)
-    assert reads(after, "e", 0) == reads(after, "c", 1) == ("DequantizeLinear", "table_DequantizeLinear_Output")
+    itself = "DequantizeLinear", "table_DequantizeLinear_Output"
+    assert reads(after, "e", 0) == reads(after, "c", 1) == itself
 
 
 @pytest.mark.parametrize("style", STYLES)
 def test_the_transposed_product_comes_first(style):
     """Codes lie as the first in the file reads them."""
-    nodes = [node("Transpose", ["table"], ["t"]), node("MatMul", ["x", "t"], ["h"]), node("Tanh", ["h"], ["g"]),
-             node("MatMul", ["g", "table"], ["u"]), node("Einsum", ["u", "table"], ["y"], equation="nd,vd->nv")]
+    nodes = [node("Transpose", ["table"], ["t"]), node("MatMul", ["x", "t"], ["h"]),
+             node("Tanh", ["h"], ["g"]), node("MatMul", ["g", "table"], ["u"]),
+             node("Einsum", ["u", "table"], ["y"], equation="nd,vd->nv")]
     proto = model(nodes, {"x": ["n", 40]}, {"y": ["n", 45]}, {"table": TABLE})
     report = cast(proto, "int4", style)
     assert len(codes(report.model)) == 2        # u sums over the entries: a weight of its own

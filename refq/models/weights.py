@@ -148,8 +148,8 @@ class WeightSite:
 
     @property
     def group(self) -> tuple:
-        """Equal for sites of one stored weight, read as it is or transposed, whose matrices are equal with the
-        axis summed over at the end: one set of codes serves them all.
+        """Equal for sites of one stored weight, read as it is or transposed, whose matrices are equal with
+        the axis summed over at the end: one set of codes serves them all.
         """
         if self.view.shape or self.view.perm:
             return self.static.key, self.view
