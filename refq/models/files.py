@@ -40,8 +40,8 @@ CONVERTER_WRONG = (
 class Source:
     """A model as read: its proto, perhaps without its external data, and where it came from.
 
-    path: None for a ModelProto from memory. directory: where external data lies (and what `directory` is for
-    the functions here and in refq.models.tensors). size: bytes on disk, data included.
+    path: None for a ModelProto from memory. directory: where external data lies; the functions here and in
+    refq.models.tensors take it as it is. size: bytes on disk, data included.
     """
 
     model: onnx.ModelProto
@@ -82,8 +82,8 @@ def load(model_input) -> Source:
         raise InputError(f"{str(path)!r} cannot be read as an ONNX model: {error}") from error
     _require_model(model, repr(str(path)))
     directory = Folder.of(path)
-    files = {path.resolve(), *_data_paths(model, directory)}
-    return Source(model, path, directory, sum(file.stat().st_size for file in files))
+    own = {path.resolve(), *_data_paths(model, directory)}
+    return Source(model, path, directory, sum(file.stat().st_size for file in own))
 
 
 def inline(source: Source, warnings: list[str]) -> onnx.ModelProto:
@@ -154,10 +154,11 @@ def write(model: onnx.ModelProto, path, source: Source, verify, spool: Spool | N
 
     Then the files are moved into place, so that whoever reads `path` meets the old model with its data or the
     new one with its own. The data file never replaces another: if data_name(path) is taken by other content,
-    the new one's digest goes into its name. It is moved first, then the model; last, the data file of a
-    replaced result of refq is removed. An interruption after the first step leaves the old model as it was
-    (and, where the process was killed, the new data file, which nothing reads), one after the second the new
-    model (and the old data file, which nothing reads).
+    the new one's digest goes into its name (and so into the model: its only bytes that depend on what was
+    there before). It is moved first, then the model; last, the data file of a replaced result of refq is
+    removed. An interruption after the first step leaves the old model as it was (and, where the process was
+    killed, the new data file, which nothing reads), one after the second the new model (and the old data
+    file, which nothing reads).
     """
     path = Path(path)
     try:
@@ -166,7 +167,7 @@ def write(model: onnx.ModelProto, path, source: Source, verify, spool: Spool | N
         raise InputError(f"cannot write {str(path)!r}: {error.strerror}") from error
     try:
         target = folder / path.name
-        data = _write_files(model, folder, path, lambda t: (spool or Spool()).pieces(t, source.directory))
+        data = _write_files(model, folder, path, _reader(source.directory, spool))
         verify(wire.read(target), Folder.of(target), target)
         size = sum(file.stat().st_size for file in folder.iterdir())
         _move(target, data, path, _own_files(source))
@@ -191,8 +192,9 @@ def refuse_target(path, source: Source) -> None:
         raise InputError(f"output {str(path)!r}: models are written in the binary format; name it .onnx")
     if not path.parent.is_dir():
         raise InputError(f"output {str(path)!r}: the directory {str(path.parent)!r} does not exist")
+    own = _own_files(source)
     for target in (path, path.parent / data_name(path)):
-        if target.exists() and any(os.path.samefile(file, target) for file in _own_files(source)):
+        if target.exists() and any(os.path.samefile(file, target) for file in own):
             raise InputError(f"output {str(path)!r} would overwrite the model's own file {str(target)!r}; "
                              "choose another name")
 
@@ -205,9 +207,9 @@ def data_paths(source: Source) -> list[Path]:
 
 def embed(model: onnx.ModelProto, directory, spool: Spool | None = None) -> None:
     """Bring external data into the proto. Raises InputError when it cannot be read."""
-    for tensor in tensors(model):
-        if is_external(tensor):
-            _embed_tensor(tensor, (spool or Spool()).pieces(tensor, directory))
+    pieces = _reader(directory, spool)
+    for tensor in filter(is_external, tensors(model)):
+        _embed_tensor(tensor, pieces(tensor))
 
 
 def data_size(model: onnx.ModelProto) -> int:
@@ -348,6 +350,11 @@ def _interface(model: onnx.ModelProto) -> tuple:
 
 def _serialised(model: onnx.ModelProto) -> bytes:
     return model.SerializeToString(deterministic=True)
+
+
+def _reader(directory, spool: Spool | None) -> Pieces:
+    spool = spool or Spool()
+    return lambda tensor: spool.pieces(tensor, directory)
 
 
 def _embed_tensor(tensor: TensorProto, pieces: Iterator[bytes]) -> None:
