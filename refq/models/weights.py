@@ -180,7 +180,7 @@ class WeightSite:
 
     @property
     def names(self) -> frozenset[str]:
-        """Every name by which --include and --exclude find the site."""
+        """Every name by which patterns find the site."""
         weights = {self.tensor, self.node.proto.input[self.operand]}
         weights |= {self.static.root.name} if self.static else set()
         return frozenset(name for name in (self.node.proto.name, self.key, *weights) if name)
