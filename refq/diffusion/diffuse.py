@@ -4,7 +4,7 @@ A layer computes O = X W^T: a sum of outer products, one a column of W. The resi
 still owes; each column is coded to pay what it can, and what it leaves is owed by the next.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -13,9 +13,9 @@ from refq.blocks.recipes import recipe_of
 from refq.blocks.rows import data_type
 from refq.blocks.tiles import one_axis
 from refq.diffusion.columns import Coded, code_columns
-from refq.diffusion.gram import Gram, as_stream, as_streams, block_errors
+from refq.diffusion.gram import Gram, Sums, as_stream, as_streams, block_errors
 from refq.diffusion.grid import Grid
-from refq.diffusion.methods import METHODS, method_named
+from refq.diffusion.methods import METHODS, Method, method_named
 from refq.diffusion.residual import code_by_residual
 from refq.errors import InputError
 
@@ -84,16 +84,15 @@ def diffuse(w, x, x_hat=None, dtype="mxfp4", method="ed", axis=-1, scale="search
     Spec: ED-1 to ED-11.
     """
     method, block = method_named(method), data_type(dtype)
-    for word, known, what in ((scale, SCALES, "scale"), (form, FORMS, "form")):
-        if not isinstance(word, str) or word not in known:
-            raise InputError(f"{what} {word!r} is not known; allowed are {', '.join(known)}")
+    one_of(scale, SCALES, "scale")
+    one_of(form, FORMS, "form")
     w, axis = _weights(w, axis)
     grid = Grid(w, block, recipe_of(block, recipe), axis, tensor_scale, rounding)
     lines = grid.lines(w, np.float64)
     gram = _gram(x, x_hat, grid.columns, "x")
     if held is not None:
         held = _gram(*(held if isinstance(held, tuple) else (held, None)), grid.columns, "held")
-    scale = scale if grid.movable and method.plan and (scale != "search" or grid.plain) else "weights"
+    scale = scale_used(grid, method, scale)
     if form == "residual":
         if method.name != "ed" or isinstance(x, Gram):
             raise InputError("the residual form is the definition of method 'ed' and needs x itself; "
@@ -102,7 +101,7 @@ def diffuse(w, x, x_hat=None, dtype="mxfp4", method="ed", axis=-1, scale="search
         streams = (np.ascontiguousarray(stream, np.float64) for stream in streams)
         coded = code_by_residual(lines, *streams, grid, scale)[0]
     else:
-        coded = code_columns(method.plan(gram, lines), grid, scale) if method.plan else _direct(grid)
+        coded = coded_by(method, gram, lines, grid, scale)
     return _result(grid, method.name, scale, coded, gram, held, lines, trace, errors)
 
 
@@ -115,27 +114,53 @@ def diffuse_gram(w, gram: Gram, dtype="mxfp4", method="ed", axis=-1, scale="sear
                    rounding=rounding)
 
 
-def _direct(grid: Grid) -> Coded:
+def one_of(word, known, what: str):
+    """Raises InputError for a word that is not among the known ones."""
+    if not isinstance(word, str) or word not in known:
+        raise InputError(f"{what} {word!r} is not known; allowed are {', '.join(known)}")
+
+
+def scale_used(grid: Grid, method: Method, scale: str) -> str:
+    """The key of SCALES that holds, which is "weights" where there is nothing to choose."""
+    return scale if grid.movable and method.plan and (scale != "search" or grid.plain) else "weights"
+
+
+def coded_by(method: Method, sums: Sums, lines, grid: Grid, scale: str) -> Coded:
+    """All columns of a grid by a method. scale: as scale_used says."""
+    return code_columns(method.plan(sums, lines), grid, scale) if method.plan else direct(grid)
+
+
+def direct(grid: Grid) -> Coded:
     """Direct cast as the loop would give it. Spec: ED-6."""
     return Coded(grid.lines(grid.direct.codes), grid.lines(grid.direct.dequantize(np.float64)), [], [])
 
 
+def errors_of(met, sums: Sums | None, held: Sums | None, w, values, others):
+    """(error, rtn_error, held_error, held_rtn_error): None where there are no sums.
+
+    met: the output error where it is known, or None. w, values, others: weights, what codes mean, what those of
+    direct cast mean: all (..., columns, rows).
+    """
+    found = [None] * 4
+    if held is not None:
+        found[2:] = held.errors(w, values, others)
+    if sums is not None:
+        found[:2] = sums.errors(w, values, others) if met is None else (met, *sums.errors(w, others))
+    return found
+
+
 def _result(grid: Grid, asked: str, scale: str, coded: Coded, gram: Gram, held, lines, trace,
             wanted) -> Diffused:
-    direct = _direct(grid) if held is not None or wanted else None
     quantized = grid.quantized(coded.codes, coded.choices) if coded.choices else grid.direct
-    used, held_errors = asked, (None, None)
-    if held is not None:
-        held_errors = held.errors(lines, coded.values, direct.values)
-        if held_errors[1] < held_errors[0]:
-            used, quantized, coded = "rtn", grid.direct, replace(direct)
-    error, rtn_error = None if coded.errors is None else max(float(coded.errors.sum()), 0.0), None
-    if wanted and error is None:
-        error, rtn_error = gram.errors(lines, coded.values, direct.values)
-    elif wanted:
-        rtn_error = gram.errors(lines, direct.values)[0]
+    used, errors = asked, [None] * 4
+    if held is not None or wanted:
+        cast = direct(grid)
+        met = None if coded.errors is None else max(float(coded.errors.sum()), 0.0)
+        errors = errors_of(met, gram if wanted else None, held, lines, coded.values, cast.values)
+        if held is not None and errors[3] < errors[2]:
+            used, quantized, coded, errors[0] = "rtn", grid.direct, cast, errors[1]
     steps = _trace(grid, coded, gram, lines) if trace else None
-    return Diffused(quantized, used, asked, scale, error, rtn_error, *held_errors, steps)
+    return Diffused(quantized, used, asked, scale, *errors, steps)
 
 
 def _trace(grid: Grid, coded: Coded, gram: Gram, lines):

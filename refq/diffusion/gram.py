@@ -14,8 +14,10 @@ import numpy as np
 
 from refq.errors import InputError
 
-ROWS = 4096                 # rows at a time: the float64 copies of a batch stay small
+ROWS = 4096                 # of inputs that are summed up at a time, or fewer of many columns:
+COPIED = 1 << 22            # numbers of a batch that are copied at a time
 PIECE = 256                 # rows and columns of an array turned at a time
+WIDE = 512                  # columns at a time of sums over rows
 STRIP = 256                 # columns at a time of products of which half is needed
 
 
@@ -27,36 +29,53 @@ class Sums:
     may be called from several threads.
     """
 
-    def __init__(self, shape: tuple[int, ...]):
-        self.columns, self.rows, self.same = shape[-1], 0, True
-        self.h = self.g = self.f = np.zeros(shape)
+    def __init__(self, h, g=None, f=None, rows: int = 0):
+        self.same = g is None
+        self.h, self.g, self.f = (h, h, h) if self.same else (h, g, f)
+        self.columns, self.rows = h.shape[-1], rows
         self._lock, self._memory = RLock(), {}
 
-    def update(self, x, x_hat=None):
+    def update(self, x, x_hat=None, run=map):
         """Add a batch. x, x_hat: (..., rows, columns) floats; x_hat None: it is x.
 
-        Sums are float64, in the order of the rows given. Raises InputError for shapes that do not fit and for
-        NaN and infinities.
+        Sums are float64, in the order of the rows given. run: as map, or something that works on several items
+        at a time: the bytes are the same. Raises InputError for shapes that do not fit and for NaN and
+        infinities.
         """
         x, x_hat = as_streams(x, x_hat, self.h.shape[:-2], self.columns)
         if x_hat is not None:
             self._part_streams()
         self._memory.clear()
-        for which, rows in self._pieces(x.shape[-2]):
-            part = np.ascontiguousarray(x[which][..., rows, :], dtype=np.float64)
-            with np.errstate(over="ignore"):
-                own = part.swapaxes(-1, -2) @ part
-            if x_hat is None:
-                for matrix in self._distinct():
-                    matrix[which] += own
-                continue
-            hat = np.ascontiguousarray(x_hat[which][..., rows, :], dtype=np.float64)
-            self.f[which] += own
-            with np.errstate(over="ignore", invalid="ignore"):
-                self.h[which] += hat.swapaxes(-1, -2) @ hat
-                self.g[which] += hat.swapaxes(-1, -2) @ part
+
+        def add_up(place):
+            self._add_up(x, x_hat, *place)
+        for _ in run(add_up, [(which, part) for which in self._slabs() for part in strips(self.columns, WIDE)]):
+            pass
         self._check_size()
         self.rows += x.shape[-2]
+
+    def _add_up(self, x, x_hat, which, part):
+        """One strip of the sums of some layers: rows `part` of the matrices up to the diagonal, and its mirror."""
+        for start in range(0, x.shape[-2], self._rows):
+            rows = slice(start, start + self._rows)
+            upto = slice(0, part.stop if x_hat is None else None)
+            own = np.ascontiguousarray(x[which][..., rows, upto], dtype=np.float64)
+            if x_hat is None:
+                _add_squares([matrix[which] for matrix in self._distinct()], part, own)
+                continue
+            hat = np.ascontiguousarray(x_hat[which][..., rows, : part.stop], dtype=np.float64)
+            _add_squares([self.f[which]], part, own)
+            _add_squares([self.h[which]], part, hat)
+            self.g[which][..., part, :] += _product(hat[..., part], own)
+
+    @property
+    def _rows(self) -> int:
+        """Rows at a time: the float64 copies of a batch stay small."""
+        return max(min(ROWS, COPIED // self.columns), 1)
+
+    def _slabs(self):
+        """Which layers to take at a time."""
+        return [...]
 
     def add(self, other: "Sums"):
         """Add what another of the same columns has summed up, as if its batches had come here.
@@ -107,7 +126,7 @@ class Sums:
             # X w - X^ q = (X - X^) w + X^ (w - q): parts that are small by themselves
             fixed = quadratic(self._moved, w)
             found = [fixed + size for size in found]
-            for part in strips(self.columns):
+            for part in strips(self.columns, STRIP):
                 met = 2 * ((self.g[..., part, :] - self.h[..., part, :]) @ w)
                 found = [size + inner(met, z[..., part, :]) for size, z in zip(found, lost)]
         return [self._number(size) for size in found]
@@ -128,10 +147,6 @@ class Sums:
 
     def _distinct(self):
         return (self.h,) if self.same else (self.h, self.g, self.f)
-
-    def _pieces(self, rows: int):
-        """(which layers, which rows) to take at a time."""
-        return ((..., slice(start, start + ROWS)) for start in range(0, rows, ROWS))
 
     def _check_size(self):
         if not all(np.isfinite(np.einsum("...kk->...", matrix)).all() for matrix in (self.h, self.f)):
@@ -165,7 +180,7 @@ class Gram(Sums):
     """
 
     def __init__(self, columns: int):
-        super().__init__((whole_number(columns, "columns"),) * 2)
+        super().__init__(np.zeros((whole_number(columns, "columns"),) * 2))
 
     @staticmethod
     def of(x, x_hat=None) -> "Gram":
@@ -175,13 +190,30 @@ class Gram(Sums):
         return gram
 
 
+def _product(a, b):
+    """Columns of a against columns of b, summed over the rows; for b = a half of it is reckoned."""
+    with np.errstate(over="ignore", invalid="ignore"):      # _check_size looks
+        return a.swapaxes(-1, -2) @ b
+
+
+def _add_squares(matrices, part, x):
+    """Add to symmetric matrices the strip `part` of x's squares: on the diagonal, before it, and across."""
+    square = _product(x[..., part], x[..., part])
+    before = _product(x[..., part], x[..., : part.start]) if part.start else None
+    for matrix in matrices:
+        matrix[..., part, part] += square
+        if part.start:
+            matrix[..., part, : part.start] += before
+            matrix[..., : part.start, part] += before.swapaxes(-1, -2)
+
+
 def quadratic(matrix, z):
     """trace(z^T M z) of a symmetric M: half of its product with z, strip by strip.
 
     matrix: a function (rows, columns) that gives parts of M, (..., rows, columns). z: (..., columns, rows).
     """
     total = np.zeros(z.shape[:-2])
-    for part in strips(z.shape[-2]):
+    for part in strips(z.shape[-2], STRIP):
         strip = matrix(part, part) @ z[..., part, :]
         if part.start:
             before = slice(0, part.start)
@@ -190,9 +222,9 @@ def quadratic(matrix, z):
     return total
 
 
-def strips(columns: int):
-    """Slices of STRIP columns."""
-    return (slice(start, min(start + STRIP, columns)) for start in range(0, columns, STRIP))
+def strips(columns: int, width: int):
+    """Slices of so many columns."""
+    return (slice(start, min(start + width, columns)) for start in range(0, columns, width))
 
 
 def inner(a, b):
