@@ -47,7 +47,9 @@ def main(argv=None) -> int:
         print(f"refq: {error.filename or ''}: {error.strerror}", file=sys.stderr)
         return BAD_INPUT
     except KeyboardInterrupt:
-        print("refq: interrupted; no file was left half written", file=sys.stderr)
+        print("refq: interrupted; no file was left half written"
+              + ("; --resume goes on from the last finished layer" if getattr(options, "calibration", None)
+                 else ""), file=sys.stderr)
         return INTERRUPTED
 
 
@@ -234,29 +236,62 @@ def _plot(options) -> None:
 # -- quantize ------------------------------------------------------------------------------------------------
 
 def _build_quantize(command):
+    command.epilog = ("The methods ed, gptq and qronos need calibration data. A run with data that is "
+                      "interrupted goes on with --resume from its last finished layer, to the same bytes.")
     add = command.add_argument
     add("model", help="an ONNX model")
     add("-o", "--output", required=True, help="the quantised model to write")
-    add("--dtype", default="mxfp4", help="data type (default mxfp4); `refq formats` lists them")
-    add("--method", default="rtn", help="rtn: direct cast (default)")
+    add("--dtype", default="mxfp4", metavar="NAME",
+        help="data type (default mxfp4), as `refq formats` lists them; float: only what a --rule names; with "
+             "--budget several, with commas between")
+    add("--method", default="ed", metavar="NAME",
+        help="ed: error diffusion (default); gptq, qronos: to compare with; rtn: direct cast, without data")
+    add("--rule", action="append", default=[], metavar="PATTERN=DTYPE[:METHOD]",
+        help="another data type, or float, for layers whose node, output or weight matches (repeatable; the "
+             "last that matches counts)")
+    add("--keep-float", action="append", default=[], metavar="PATTERN", help="leave layers as they are "
+                                                                              "(repeatable)")
+    add("--budget", type=float, metavar="BITS",
+        help="average bits per weight: each layer gets one of the data types of --dtype (mxfp4, mxfp6, mxfp8 if "
+             "it is one) by how much it disturbs the model's outputs")
     add("--export", default="native", help="native: packed standard types (default); portable: runs in "
                                            "onnxruntime on CPUs; float: dequantised weights, runs anywhere")
-    patterns = {"action": "append", "default": [], "metavar": "PATTERN"}
-    add("--include", **patterns, help="only weights that match (repeatable)")
-    add("--exclude", **patterns, help="leave weights that match (repeatable)")
     add("--round", metavar="RULE", help="rounding of the elements (default: the recipe's, mostly rne)")
     add("--recipe", help="recipe of the data type (default: its own)")
-    add("--json", metavar="FILE", help="write the report as JSON")
-    add("--html", metavar="FILE", help="write the report as a page")
+    _add_data(command, "--calibration", "what the model meets", False)
+    add("--memory", default="1G", metavar="BYTES", help="of activations kept in memory, as 512M (default 1G); "
+                                                        "beyond it they go to disk")
+    add("--workers", type=int, metavar="N", help="threads (default: as many as processors)")
+    add("--resume", action="store_true", help="go on with a run that was interrupted")
+    _add_files(command)
 
 
 def _quantize(options) -> None:
     _require_folders(options.json, options.html)
     report = refq.quantize_model(
-        options.model, options.output, options.dtype, options.method, include=options.include,
-        exclude=options.exclude, export=options.export, rounding=options.round, recipe=options.recipe,
-        progress=sys.stderr.isatty())
+        options.model, options.output, options.dtype, options.method, options.calibration, rules=options.rule,
+        keep_float=options.keep_float, budget=options.budget, export=options.export, rounding=options.round,
+        recipe=options.recipe, labels=options.labels, batch=options.batch, engine=options.engine,
+        memory=options.memory, workers=options.workers, resume=options.resume, progress=sys.stderr.isatty(),
+        say=lambda text: print(text, file=sys.stderr, flush=True))
     _deliver(report, options)
+
+
+def _add_data(command, name: str, what: str, required: bool) -> None:
+    """Options of data for a model and of who runs it."""
+    add = command.add_argument
+    add(name, required=required,
+        help=f"{what}: an .npz file of arrays by input name, an .npy file, a folder of .npz files (each a "
+             "batch), module:object with get_next(), or random")
+    add("--labels", metavar="NAME|FILE",
+        help="the right answers: an array of the data (default: labels, label or y), or an .npy or .npz file")
+    add("--batch", type=int, metavar="N", help="rows of a batch (default 32, or what the model fixes)")
+    add("--engine", default="numpy", help="numpy (default) or onnxruntime, where it is installed")
+
+
+def _add_files(command) -> None:
+    command.add_argument("--json", metavar="FILE", help="write the report as JSON")
+    command.add_argument("--html", metavar="FILE", help="write the report as a page")
 
 
 # -- compare -------------------------------------------------------------------------------------------------
@@ -265,15 +300,8 @@ def _build_compare(command):
     add = command.add_argument
     add("a", metavar="A.onnx", help="the model that is taken to be right")
     add("b", metavar="B.onnx", help="the model to compare it with")
-    add("--data", required=True,
-        help="what both run on: an .npz file of arrays by input name, an .npy file, a folder of .npz files "
-             "(each a batch), module:object with get_next(), or random")
-    add("--labels", metavar="NAME|FILE",
-        help="the right answers: an array of the data (default: labels, label or y), or an .npy or .npz file")
-    add("--batch", type=int, metavar="N", help="rows of a batch (default 32, or what the model fixes)")
-    add("--engine", default="numpy", help="numpy (default) or onnxruntime, where it is installed")
-    add("--json", metavar="FILE", help="write the figures as JSON")
-    add("--html", metavar="FILE", help="write the figures as a page")
+    _add_data(command, "--data", "what both run on", True)
+    _add_files(command)
 
 
 def _compare(options) -> None:

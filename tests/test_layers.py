@@ -216,7 +216,7 @@ def test_the_public_functions_cite_their_clauses_and_errors(name):
     assert re.search(r"Spec: [A-Z]+-\d", text) and re.search("InputError|errors as `encode`", text)
 
 
-PREFIXES = ("VAL ROUND OVER NAN ZERO CAST LIST BLOCK RULE REC CB SPARSE TCAST ROT PACK GGUF ED VEC "
+PREFIXES = ("VAL ROUND OVER NAN ZERO CAST LIST BLOCK RULE REC CB SPARSE TCAST ROT PACK GGUF ED MODEL VEC "
             "CHECK").split()
 CITATION = re.compile(rf"\b(?:{'|'.join(PREFIXES)})-\d+\b")
 HEADING = re.compile(rf"^#+ +({'|'.join(PREFIXES)})-(\d+)\b", re.MULTILINE)

@@ -9,7 +9,7 @@ from onnx import helper
 
 from refq.errors import InputError
 from refq.models import files
-from refq.models.export import Exported, Tables, restored
+from refq.models.export import Exported, Tables
 from refq.models.graph import Graph, evaluate
 from refq.models.spool import Spool
 from refq.models.tensors import Folder, array_of
@@ -33,16 +33,14 @@ class Proof:
         return cls(array.shape, array.dtype.name, hashlib.sha256(data).hexdigest())
 
 
-def proof(q, site: WeightSite, exported: Exported, tables: Tables, opset_import, effective=None) -> Proof:
+def proof(effective, site: WeightSite, exported: Exported, tables: Tables, opset_import) -> Proof:
     """What an exported weight reads back as, at the opsets of its model, shown to be what was quantised.
 
-    effective: restored(q, site.type)[0], from one who has it. Call it while the initializers still hold their
-    data. Raises RuntimeError when the operators give anything but the values of the Quantized q (where they
-    round twice: more than one float32 ulp away).
+    effective: the matrix that it must give back (export.restored). Call it while the initializers still hold
+    their data. Raises RuntimeError when the operators give anything else (where they round twice: more than one
+    float32 ulp away).
     """
     found = _folded(exported, tables, opset_import)
-    if effective is None:
-        effective = restored(q, site.type)[0]
     if not _same(found, site.view.restore(effective, site.stored_shape), exported.exact):
         raise _differs(site)
     return Proof.of(found)
@@ -101,17 +99,11 @@ def _compare(model: onnx.ModelProto, directory, done: list) -> None:
             static = graph.static(node.scope, node.proto.input[site.operand])
             if static is None:
                 raise _differs(site)
-            if static.key not in seen and not _proven(site.as_seen(graph.array(static), item.sites[0]), item):
+            if static.key in seen:
+                continue
+            if Proof.of(site.as_seen(graph.array(static), item.sites[0])) != item.proof:
                 raise _differs(site)
             seen.add(static.key)
-
-
-def _proven(found: np.ndarray, item) -> bool:
-    if getattr(item, "proof", None) is None:    # until every Weight has one
-        site = item.sites[0]
-        wanted = site.view.restore(restored(item.q, site.type)[0], site.stored_shape)
-        return _same(found, wanted, item.exported.exact)
-    return Proof.of(found) == item.proof
 
 
 def _differs(site: WeightSite) -> RuntimeError:

@@ -16,6 +16,7 @@ from onnx.reference import ReferenceEvaluator
 
 from refq.errors import InputError
 from refq.models.operators import DequantizeLinear
+from refq.models.tensors import array_of
 
 # Operators whose value from constants is safe to take from onnx.reference: moves, casts, plain arithmetic.
 FOLDABLE = frozenset("""
@@ -149,15 +150,16 @@ class Use:
 
 
 class Graph:
-    """Index of a ModelProto. The proto may lack its external data; `directory` is where that data lies.
+    """Index of a ModelProto. The proto may lack its external data; `directory` is the Folder
+    where that data lies, or a path.
 
     The index describes the model as it was when made; the editing methods change the proto and are applied by
     `commit`, after which a new Graph has to be made.
     """
 
-    def __init__(self, model: onnx.ModelProto, directory: str = ""):
+    def __init__(self, model: onnx.ModelProto, directory=""):
         self.model = model
-        self.directory = str(directory)
+        self.directory = directory
         self.opset = opset_of(model)
         self.scopes: list[Scope] = []
         self._uses: dict[tuple[int, str], list[Use]] = defaultdict(list)
@@ -315,7 +317,7 @@ class Graph:
     def _leaf_array(self, static: Static) -> np.ndarray:
         try:
             if static.stored is not None:
-                return numpy_helper.to_array(static.stored, base_dir=self.directory)
+                return array_of(static.stored, self.directory)
             if static.op == "initializer":
                 return _dense(static.scope.sparse[static.name])
             return _constant_array(static.node)

@@ -4,21 +4,19 @@ from dataclasses import dataclass
 
 from onnx import NodeProto, helper
 
-from refq.blocks.quantize import Quantized
+from refq.models.deliver import Proof
 from refq.models.export import Exported
 from refq.models.graph import Graph, Scope, Use
-from refq.models.report import Row
 from refq.models.weights import WeightSite
 
 
 @dataclass(frozen=True, eq=False)
 class Weight:
-    """One weight in the new data type, and the layers that use it."""
+    """One weight in the new data type, and the layers that use it. proof: what the file must give back."""
 
     sites: tuple[WeightSite, ...]
-    q: Quantized
     exported: Exported
-    row: Row
+    proof: Proof
 
 
 def insert(graph: Graph, done: list[Weight]) -> None:

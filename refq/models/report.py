@@ -106,7 +106,7 @@ class Row:
     else to know. method: what the codes come from, in words: "ed", or "ed, rtn in 3 of 144 parts". shared:
     keys of the other layers that use the same quantised weight. bits, stored_bits: per weight. encoding: in
     words. sqnr_db: of the weights, inf when nothing was lost. saturated, flushed: shares of the weights.
-    errors: of the outputs, None without calibration data.
+    errors: of the outputs, None without calibration data. first: of the layers that share its weight.
     """
 
     node: str
@@ -131,6 +131,7 @@ class Row:
     shared: tuple[str, ...] = ()
     histogram: Histogram | None = None
     errors: OutputErrors | None = None
+    first: bool = True
 
     @property
     def quantised(self) -> bool:
@@ -203,13 +204,7 @@ class Report:
     @property
     def weights(self) -> tuple[Row, ...]:
         """The quantised rows, of those that share a weight only the first."""
-        seen: set[str] = set()
-        kept = []
-        for row in self.rows:
-            if row.quantised and row.output not in seen:
-                kept.append(row)
-            seen.update(row.shared if row.quantised else ())
-        return tuple(kept)
+        return tuple(row for row in self.rows if row.quantised and row.first)
 
     @property
     def measured(self) -> tuple[Row, ...]:

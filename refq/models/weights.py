@@ -17,6 +17,7 @@ from refq.models.graph import Graph, Node, Static
 
 FLOATS = {TensorProto.FLOAT: "float32", TensorProto.FLOAT16: "float16", TensorProto.BFLOAT16: "bfloat16",
           TensorProto.DOUBLE: "float64"}
+RECURRENT = ("LSTM", "GRU", "RNN")
 _FIXED = "the weight was a default that a caller could replace (initializer and graph input); it is fixed now"
 _TWICE = "the weight was quantised before: its dequantised values are cast"
 
@@ -130,6 +131,13 @@ class WeightSite:
         return self.node.scope.path, self.key, self.operand
 
     @property
+    def label(self) -> str:
+        """The place in words: the key, behind what it lies in; with the weight's name for recurrent layers,
+        which have two."""
+        own = f"{self.key}[{self.tensor}]" if self.node.op in RECURRENT else self.key
+        return "/".join((*self.node.scope.path, own))
+
+    @property
     def in_body(self) -> bool:
         """Whether its node is in a body of If, Loop or Scan, and not in the main graph."""
         return self.node.scope.owner is not None
@@ -216,7 +224,7 @@ def read_weight(graph: Graph, site: WeightSite) -> np.ndarray:
         raise InputError(
             f"weight {site.tensor!r} of {site.node.op} {site.node.title!r} holds {matrix[where]} at "
             f"{tuple(map(int, where))} of its matrix {matrix.shape}; allowed are finite values. "
-            "Repair the model or exclude the layer")
+            "Repair the model or keep the layer float")
     return matrix
 
 
@@ -313,7 +321,7 @@ def _einsum_view(node: Node, operand: int, shape: tuple[int, ...]) -> View:
     """[batch..., summed, rows] where the labels stand in this order, else [batch..., rows, summed]."""
     equation = node.attribute("equation", b"").decode()
     batch, rows, summed = einsum_labels(equation, operand)
-    own = _einsum_terms(equation)[0][operand]
+    own = einsum_terms(equation)[0][operand]
     if len(own) != len(shape):
         raise InputError(f"its weight of shape {list(shape)} does not fit {own!r} of equation {equation!r}")
     sizes = dict(zip(own, shape))
@@ -339,7 +347,7 @@ def einsum_labels(equation: str, operand: int) -> EinsumLabels:
 
     Raises InputError where it is no matrix: labels repeated or left open by "...", or none summed over.
     """
-    terms, result = _einsum_terms(equation)
+    terms, result = einsum_terms(equation)
     own = terms[operand] if operand < len(terms) else ""
     others = "".join(term for place, term in enumerate(terms) if place != operand)
     if "." in own or len(set(own)) < len(own):
@@ -353,13 +361,14 @@ def einsum_labels(equation: str, operand: int) -> EinsumLabels:
     return labels
 
 
-def _einsum_terms(equation: str) -> tuple[list[str], str]:
+def einsum_terms(equation: str) -> tuple[list[str], str]:
     """(labels of every operand, labels of the output), the output being those that occur once if it is not
     given."""
     left, arrow, result = equation.replace(" ", "").partition("->")
     if not arrow:
         labels = left.replace(",", "").replace(".", "")
-        result = "".join(sorted(label for label in set(labels) if labels.count(label) == 1))
+        once = "".join(sorted(label for label in set(labels) if labels.count(label) == 1))
+        result = "..." * ("..." in left) + once
     return left.split(","), result
 
 
@@ -377,7 +386,7 @@ WEIGHT_OPS: tuple[WeightOp, ...] = (
     WeightOp("Gemm", (1, 0), _gemm_view, rank=2),
     WeightOp("Conv", (1,), _conv_view, always=True, rank=2),
     WeightOp("ConvTranspose", (1,), _conv_transpose_view, always=True, rank=2),
-    *(WeightOp(op, (1, 2), _recurrent_view, always=True, each=True) for op in ("LSTM", "GRU", "RNN")),
+    *(WeightOp(op, (1, 2), _recurrent_view, always=True, each=True) for op in RECURRENT),
     WeightOp("Einsum", (), _einsum_view),
     WeightOp("Gather", (0,), _gather_view, rank=2, table=True),
     WeightOp("DeformConv", (1,), reason=_LATER.format("DeformConv"), always=True),

@@ -1,0 +1,260 @@
+"""Error diffusion over a whole model: the walk, and at each layer the weights coded by what it meets.
+
+Which weights are diffused: those of layers in the main graph that sum over them. Tables, weights that bodies of
+If, Loop and Scan use, and those of layers whose outputs nothing uses are cast directly, before the walk; a
+weight that several layers share gets its codes from the first of them in the order of running. Spec: MODEL-1 to MODEL-6.
+"""
+
+import time
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+
+import numpy as np
+import onnx
+from onnx import numpy_helper
+
+from refq.errors import InputError
+from refq.models import files
+from refq.models.checkpoint import Checkpoint
+from refq.models.choices import Group
+from refq.models.compare import Comparer
+from refq.models.data import batches
+from refq.models.engine import ENGINES, Engine
+from refq.models.figures import size
+from refq.models.graph import Graph, Use
+from refq.models.layers import GATES, Form, form_of
+from refq.models.solve import Errors, solve, whole_only
+from refq.models.store import Store
+from refq.models.walk import FLOAT, HAT, SMALL, Walk, key_of
+from refq.models.weights import find_weights
+from refq.models.workers import Workers
+
+UNITS = {"": 1, "k": 10 ** 3, "m": 10 ** 6, "g": 10 ** 9, "t": 10 ** 12}
+DIRECT = {"table": "a lookup table: cast directly", "body": "used in the body of a control-flow operator: cast "
+          "directly", "unused": "no output of the model depends on it: cast directly"}
+
+
+@dataclass(frozen=True)
+class Options:
+    """How a walk is done; nothing here changes a byte of the result, but for the engine and the data.
+
+    memory: bytes of activations kept in memory. workers: threads, None for all processors.
+    """
+
+    data: object
+    engine: str = "numpy"
+    memory: int = 10 ** 9
+    workers: int | None = None
+    labels: object = None
+    batch: int | None = None
+
+    def __post_init__(self):
+        if self.engine not in ENGINES:
+            raise InputError(f"engine {self.engine!r} is unknown; there are {', '.join(ENGINES)}")
+
+
+@dataclass(eq=False)
+class Task:
+    """A weight to be coded in the walk. number: the group's among all. rows: of input of each product, about.
+    cost: what it takes, in operations, about."""
+
+    number: int
+    group: Group
+    form: Form
+    rows: int = 0
+
+    @property
+    def cost(self) -> float:
+        k, size = self.form.columns, float(np.prod(self.form.shape))
+        return self.form.products * self.rows * 3.0 * k * k + 4.0 * k * size + 1e6
+
+
+def byte_count(text) -> int:
+    """Bytes of "512M", "2G", "64MB" or a number. Raises InputError."""
+    if isinstance(text, int) and not isinstance(text, bool):
+        number, unit = float(text), ""
+    else:
+        plain = str(text).strip().lower().removesuffix("b").removesuffix("i")
+        unit = plain[-1:] if plain[-1:].isalpha() else ""
+        try:
+            number = float(plain.removesuffix(unit))
+        except ValueError:
+            number = -1.0
+    if unit not in UNITS or not 0 <= number < float("inf"):
+        raise InputError(f"memory {text!r} is no number of bytes such as 512M or 2G")
+    return int(number * UNITS[unit])
+
+
+def sort_groups(groups: list[Group], engine: Engine) -> tuple[dict[int, str], dict[int, Form]]:
+    """({group's place: why it is cast directly}, {group's place: its form})."""
+    order = {name: position for position, step in enumerate(engine.steps()) for name in step.node.output}
+    direct, forms = {}, {}
+    for number, group in enumerate(groups):
+        running = [(order[site.key], place) for place, site in enumerate(group.sites) if site.key in order]
+        if any(site.in_body for site in group.sites):
+            direct[number] = DIRECT["body"]
+        elif not running:
+            direct[number] = DIRECT["unused"]
+        elif (first := group.sites[min(running)[1]]).table:
+            direct[number] = DIRECT["table"]
+        else:
+            form = form_of(first)
+            if reason := whole_only(group.choice.block, form):
+                direct[number] = reason
+            forms[number] = form
+    return direct, forms
+
+
+def ready_model(graph: Graph) -> onnx.ModelProto:
+    """A copy of a graph's model with all its data, in which every recurrent layer gives its states."""
+    model = onnx.ModelProto()
+    model.CopyFrom(graph.model)
+    files.embed(model, graph.directory)
+    for node in model.graph.node:
+        if node.op_type in GATES and not (node.output and node.output[0]):
+            name = graph.unique(f"{key_of(node)}_states")
+            if node.output:
+                node.output[0] = name
+            else:
+                node.output.append(name)
+    return model
+
+
+class Calibration:
+    """One run over calibration data, as a context: engine, activations and threads live as long as it does."""
+
+    def __init__(self, graph: Graph, options: Options):
+        self.graph, self.options, self.digest = graph, options, ""
+        self.engine = ENGINES[options.engine](ready_model(graph))
+        optional = self.engine.inputs.keys() & self.engine.defaults.keys()
+        self.data = batches(options.data, self.engine.inputs, options.batch, options.labels, optional)
+        self.tasks: list[Task] = []
+        self._stack, self._alive = ExitStack(), 0
+
+    def __enter__(self) -> "Calibration":
+        self.workers = self._stack.enter_context(Workers(self.options.workers))
+        self.store = self._stack.enter_context(Store(self.options.memory))
+        self.walk = Walk(self.engine, self.store, self.workers)
+        return self
+
+    def __exit__(self, *error):
+        return self._stack.__exit__(*error)
+
+    def start(self) -> list[str]:
+        """Read the data. Returns notes for the report."""
+        self.digest = self.walk.start(self.data)
+        return self.data.notes
+
+    def code(self, weights, checkpoint: Checkpoint | None, facts: dict[str, str] | None, say, tell) -> None:
+        """Code all weights (refq.models.quantize.Weights). facts: what decides the result, for the checkpoint.
+        say: given what will be needed, before the work. tell: of progress, as by refq.models.progress."""
+        direct, forms = sort_groups(weights.groups, self.engine)
+        seen = {number: weights.cast(number, reason) for number, reason in direct.items()}
+        bodies = {number: weights.groups[number] for number, reason in direct.items()
+                  if reason == DIRECT["body"] and seen[number]}
+        self.walk.quantised = self._with_bodies(bodies, seen)
+        for number in direct.keys() - bodies.keys():
+            self.walk.override(weights.groups[number], seen[number])
+        at = self._plan({number: weights.groups[number] for number in forms.keys() - direct.keys()}, forms)
+        say(self.memory_words())
+        if checkpoint:
+            checkpoint.begin(facts)
+        done, total = 0.0, sum(task.cost for task in self.tasks)
+        for step in self.walk.steps:
+            self.walk.run_float(step)
+            for task in at.get(key_of(step.node), ()):
+                tell(done, total, task.group.name)
+                errors = self._code(task, step, weights, checkpoint)
+                done += task.cost
+                tell(done, total, f"{task.group.name}: {_ratio(errors)}")
+            self.walk.run_quantised(step)
+            self.walk.finish(step)
+
+    def _with_bodies(self, bodies: dict[int, Group], seen: dict) -> Engine:
+        """The engine of the quantised stream: another one where bodies have new weights."""
+        if not bodies:
+            return self.engine
+        graph = Graph(ready_model(self.graph))
+        sites = {site.place: site for site in find_weights(graph)}
+        for number, group in bodies.items():
+            for site in (sites[site.place] for site in group.sites):
+                name = graph.unique(f"{site.tensor}_dequantized")
+                graph.model.graph.initializer.append(numpy_helper.from_array(seen[number](site), name))
+                graph.rewire(Use(site.node, site.operand, site.node.scope), name)
+        graph.commit()
+        return ENGINES[self.options.engine](graph.model)
+
+    def _plan(self, groups: dict[int, Group], forms: dict[int, Form]) -> dict[str, list[Task]]:
+        """The tasks of each node; the first batch runs to learn how large everything is."""
+        wanted: dict[str, list[Task]] = {}
+        for number, group in sorted(groups.items()):
+            wanted.setdefault(forms[number].site.key, []).append(Task(number, group, forms[number]))
+        at: dict[str, list[Task]] = {}
+        found: dict[str, np.ndarray] = {}
+
+        def look(step, values):
+            found.update((name, values[name]) for name in step.node.output if name in self.engine.outputs)
+            for task in (task for name in step.node.output for task in wanted.get(name, ())):
+                task.rows = task.form.row_count(values[step.node.output[0]]) * self.walk.count
+                at.setdefault(key_of(step.node), []).append(task)
+        self._alive = self.walk.probe(look)
+        if self.walk.labels[0] is not None:                 # labels that do not fit, said now and not at the end
+            outputs = {name: found.get(name, self.engine.constants.get(name)) for name in self.engine.outputs}
+            Comparer(self.engine.model).check(self.walk.labels[0], outputs)
+        for tasks in at.values():
+            tasks.sort(key=lambda task: task.form.site.operand)
+        self.tasks = [task for tasks in at.values() for task in tasks]
+        return at
+
+    def memory_words(self) -> str:
+        """What the run takes, in words."""
+        weights = sum(getattr(a, "nbytes", 0) for a in self.engine.constants.values())
+        alive = 2 * self._alive * self.walk.count
+        kept = min(alive, self.store.limit)
+        sums = 8 * max((task.form.products * task.form.columns ** 2 for task in self.tasks), default=0)
+        sums *= 6 + (3 * (self.workers.count + 1) if sums <= 8 * SMALL else 0)
+        more = f" and {size(alive - kept)} on disk" if alive > kept else ""
+        return (f"memory: about {size(2 * weights + kept + sums)} (weights {size(2 * weights)}, activations "
+                f"{size(kept)}{more}, sums of products of the largest layer {size(sums)})")
+
+    def _code(self, task: Task, step, weights, checkpoint) -> Errors:
+        group, began = task.group, time.perf_counter()
+        matrix = weights.matrix(group)
+        direct = weights.direct(matrix, group)
+        coded = checkpoint.load(task.number, direct) if checkpoint else None
+        if coded is None:
+            inputs = self._inputs(task, step)
+            coded = solve(matrix, direct, task.form, inputs, group.choice, weights.casting, self.workers)
+            coded = replace(coded, seconds=time.perf_counter() - began)
+            if checkpoint:
+                checkpoint.save(task.number, coded)
+        self.walk.override(group, weights.finish(task.number, matrix, coded))
+        return coded.errors
+
+    def _inputs(self, task: Task, step):
+        try:
+            return self.walk.inputs(task.form, step)
+        except InputError as error:
+            site = task.form.site
+            raise InputError(f"the inputs of {site.node.op} {site.node.title!r} (x in the float model, x_hat in "
+                             f"the quantised one): {error}. Repair the data, or keep layers before it float") from error
+
+    def words(self, source, target) -> dict:
+        """What the report says of the run: calibration, memory and comparison of Report."""
+        rows = sum(self.walk.rows)
+        held = [batch for batch in range(self.walk.count) if self.walk.held(batch)]
+        words = f"{len(held)} of them held back" if held else "a quarter of each layer's rows held back"
+        comparer = Comparer(self.engine.model)
+        for batch in held or range(self.walk.count):
+            outputs = (self.walk.outputs(stream, batch) for stream in (FLOAT, HAT))
+            comparer.add(self.walk.rows[batch], self.walk.labels[batch], *outputs)
+        names = str(source.path or "float model"), str(target or "quantised model")
+        where = f"{self.data.source}, {'held back' if held else 'the calibration data itself'}"
+        return {"calibration": f"{self.data.source}: {rows:,} rows in {self.walk.count} batches, {words}",
+                "memory": self.memory_words().removeprefix("memory: "),
+                "comparison": comparer.result(*names, where, self.options.engine)}
+
+
+def _ratio(errors: Errors) -> str:
+    """The output error of a layer beside that of direct cast, in words."""
+    return f"{errors.kept / errors.rtn:.3f} of the error of rtn" if errors.rtn else "exact"
