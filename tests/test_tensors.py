@@ -12,6 +12,8 @@ from onnx_models import matmul_model, weight
 
 from refq.errors import InputError
 from refq.models import files, tensors, wire
+from refq.models.engine import Engine
+from refq.models.quantize import quantize_model
 from refq.models.tensors import Folder, array_of, pieces, refer
 
 posix = pytest.mark.skipif(sys.platform == "win32", reason="POSIX files")
@@ -157,6 +159,18 @@ def test_a_hub_cache_opens(tmp_path):
     assert files.data_paths(source) == [(tmp_path / "blobs" / "b2").resolve()]
     with pytest.raises(onnx.checker.ValidationError):   # which is why refq reads for itself
         numpy_helper.to_array(source.model.graph.initializer[0], base_dir=str(path.parent))
+
+
+@posix
+def test_a_hub_cache_is_quantised(tmp_path):
+    """The result is a plain file, the cache is as it was."""
+    path = hub(tmp_path)
+    before = {blob.name: blob.read_bytes() for blob in (tmp_path / "blobs").iterdir()}
+    report = quantize_model(path, tmp_path / "q.onnx", dtype="int8", method="rtn")
+    wanted = quantize_model(matmul_model(weight(64, 80)), dtype="int8", method="rtn")
+    assert report.rows == wanted.rows and onnx.load(tmp_path / "q.onnx") == wanted.model
+    assert before == {blob.name: blob.read_bytes() for blob in (tmp_path / "blobs").iterdir()}
+    assert Engine(path).run({"x": np.ones((3, 64), np.float32)})["y"].shape == (3, 80)
 
 
 @posix
