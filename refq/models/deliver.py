@@ -37,8 +37,8 @@ def proof(effective, site: WeightSite, exported: Exported, tables: Tables, opset
     """What an exported weight reads back as, at the opsets of its model, shown to be what was quantised.
 
     effective: the matrix that it must give back (export.restored). Call it while the initializers still hold
-    their data. Raises RuntimeError when the operators give anything else (where they round twice: more than one
-    float32 ulp away).
+    their data. Raises RuntimeError when the operators give anything else (where they round twice: more than
+    one float32 ulp away).
     """
     found = _folded(exported, tables, opset_import)
     if not _same(found, site.view.restore(effective, site.stored_shape), exported.exact):
