@@ -201,3 +201,13 @@ def test_the_page_has_a_line_for_every_cell_and_the_claims():
 def test_numbers_have_the_digits_of_their_error():
     assert table.with_error(-0.01234, 0.00123) == "-0.0123 ± 0.0012"
     assert table.with_error(12.3, 45.0) == "+12 ± 45"
+
+
+def test_a_cell_is_measured_and_error_diffusion_is_better():
+    real = real_models.cnn()
+    few = real_models.Feeds(real.calibration.batches[::4])
+    real = replace(real, calibration=few, evaluation=real.evaluation[:50], labels=real.labels[:50])
+    direct, diffused = (table.measure(real, "mxfp4", method, None) for method in ("rtn", "ed"))
+    assert direct.ratios == [1.0] * 5 and len(diffused.better) == 5
+    assert diffused.bits == direct.bits == pytest.approx(4.25, abs=0.01)
+    assert diffused.median < 0.5 and table.difference(diffused, direct)[0] < 0

@@ -120,7 +120,7 @@ def measure(real, dtype: str, method: str, reference) -> Cell:
     real.calibration.rewind()
     began = time.perf_counter()
     report = refq.quantize_model(real.model, None, dtype=dtype, method=method, calibration=real.calibration,
-                                 export="float", workers=1, progress=False)
+                                 keep_float=real.keep_float, export="float", workers=1, progress=False)
     seconds = time.perf_counter() - began
     score = real.score(real.outputs(report.model), reference)
     return Cell(real.name, dtype, method, report.average_bits, seconds, layers(report),
@@ -299,14 +299,15 @@ Every line is one call of `refq.quantize_model`. **Output error**: of each layer
 calibration rows that were held back, over that of direct cast (`rtn`) there; X̂ is what the layer meets
 behind the layers that this line's method has quantised already, the same for both. *Median* and *geometric
 mean* are over layers; *better*: layers on which the method has less than direct cast; elsewhere direct cast
-is kept. The number after ± is the standard error of the difference to `rtn`, paired over {units}. How models
-and data are made: `tools/real_models.py`; what is judged on was not calibrated on.
+is kept. The number after ± is the standard error of the difference to `rtn`, paired over {units}.
+How models and data are made: `tools/real_models.py`; what is judged on was not calibrated on. `glassllm` has
+been trained on its text.
 """
 
 
 def page(results: Results, command: str) -> str:
     """The results as Markdown."""
-    units = " or ".join(dict.fromkeys(f"{real.unit}s" for real in results.models.values()))
+    units = ", ".join(dict.fromkeys(f"{real.unit}s" for real in results.models.values()))
     parts = [HEAD.format(command=command, version=refq.__version__, numpy=np.__version__, units=units)]
     parts += [section(results, real) for real in results.models.values()]
     parts.append("## Claims\n\n" + "\n".join(map(claim_lines, claims(results))))

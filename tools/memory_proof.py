@@ -53,7 +53,7 @@ def measure(folder: Path, options) -> float:
 def arguments(argv):
     options = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     add = options.add_argument
-    add("--sequences", type=int, default=256, help=f"N (default 256); {TIMES} N are tried beside it")
+    add("--sequences", type=int, default=64, help=f"N (default 64); {TIMES} N are tried beside it")
     add("--method", default="ed")
     add("--dtype", default="mxfp4")
     add("--memory", default="64M", help="for activations (default 64M)")

@@ -17,7 +17,7 @@ import subprocess
 import sys
 import zipfile
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -81,7 +81,9 @@ class Score:
 @dataclass(frozen=True, eq=False)
 class RealModel:
     """A model with data. unit: what one loss is of. calibration: a reader for quantize_model. evaluation:
-    feeds by batch. labels: beside them, or None where answers are judged by the float model's."""
+    feeds by batch. labels: beside them, or None where answers are judged by the float model's. keep_float:
+    layers that stay as they are.
+    """
 
     name: str
     title: str
@@ -92,6 +94,7 @@ class RealModel:
     evaluation: tuple[dict, ...]
     labels: tuple[np.ndarray, ...] | None
     judge: Callable = field(repr=False)
+    keep_float: tuple[str, ...] = ()
 
     def outputs(self, model, engine=Engine, told: Callable = iter) -> list[np.ndarray]:
         """What `model`, this or a quantised one, answers to the evaluation data, by batch. told: what the
@@ -153,7 +156,8 @@ def parts(array):
 # -- the language model --------------------------------------------------------------------------------------
 
 def glassllm(sequences: int = CALIBRATION) -> RealModel:
-    """The English model of the package glassllm, in ONNX, on Alice's Adventures in Wonderland.
+    """The English model of the package glassllm, in ONNX, on Alice's Adventures in Wonderland. The table of
+    tokens stays float where they are looked up; the last layer, which shares it, gets weights of its own.
 
     sequences: for calibration; more than 96 overlap. Raises ImportError without the package.
     """
@@ -161,9 +165,17 @@ def glassllm(sequences: int = CALIBRATION) -> RealModel:
     language_model, tokenizer = load_pretrained("en")
     calibration, _ = tokens("calibration", tokenizer, sequences)
     evaluation, labels = tokens("evaluation", tokenizer)
-    return RealModel("glassllm", "glassllm 0.1.0, a decoder of 852,608 parameters", "sequence", "logits",
-                     decoder(language_model), Feeds({"tokens": part} for part in parts(calibration)),
-                     tuple({"tokens": part} for part in parts(evaluation)), tuple(parts(labels)), classes)
+    title = "glassllm 0.1.0, a decoder of 852,608 parameters, its lookup of tokens in float"
+    return RealModel("glassllm", title, "sequence", "logits", decoder(language_model),
+                     Feeds({"tokens": part} for part in parts(calibration)),
+                     tuple({"tokens": part} for part in parts(evaluation)), tuple(parts(labels)), classes,
+                     ("embed",))
+
+
+def glassllm_tied() -> RealModel:
+    """The same, wholly quantised: lookup and last layer share one weight, which is cast directly."""
+    title = "glassllm as above, and the table that lookup and last layer share cast directly, whatever the method"
+    return replace(glassllm(), name="glassllm_tied", title=title, keep_float=())
 
 
 def text() -> str:
@@ -412,14 +424,14 @@ def resonance(hertz, formants) -> np.ndarray:
 
 # -- files ---------------------------------------------------------------------------------------------------
 
-MODELS = ("cnn", "glassllm", "silero")
+MODELS = ("cnn", "glassllm", "glassllm_tied", "silero")
 
 
 def load(name: str, wheel: Path | None = None, cache: Path | None = None) -> RealModel:
     """The model of that name. wheel: silero-vad's; without it pip fetches one into the folder `cache`."""
     if name == "silero":
         return silero(wheel or silero_wheel(cache or Path(".")))
-    return {"cnn": cnn, "glassllm": glassllm}[name]()
+    return {"cnn": cnn, "glassllm": glassllm, "glassllm_tied": glassllm_tied}[name]()
 
 
 def save(real: RealModel, folder: Path) -> None:
