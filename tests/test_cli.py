@@ -285,9 +285,10 @@ def test_device(run, monkeypatch):
 @pytest.mark.parametrize("export", ["native", "portable", "float"])
 def test_quantize_the_example(run, tmp_path, export):
     model = example.load().model_path
-    out = good(run("quantize", model, "-o", "out.onnx", "--dtype", "mxfp6", "--export", export,
-                   "--round", "rna", "--exclude", "*conv1*", "--json", "report.json",
-                   "--html", "report.html"))
+    code, out, before = run("quantize", model, "-o", "out.onnx", "--dtype", "mxfp6", "--export", export,
+                            "--round", "rna", "--method", "rtn", "--keep-float", "*conv1*", "--rule",
+                            "fc*=int8", "--json", "report.json", "--html", "report.html")
+    assert code == 0 and "kept float by '*conv1*'" in before and "int8:rtn" in before
     assert left_behind(tmp_path) == ["out.onnx", "report.html", "report.json"]
     report = json.loads((tmp_path / "report.json").read_text())
     said = [report["settings"][key] for key in ("dtype", "export", "rounding")]
@@ -375,17 +376,23 @@ BAD = [
     (["check", SET, "x", "--limit", "many"], "--limit"),
     (["check", SET, "--device", "x", "--timeout", "-1"], "--timeout"),
     (["check", SET, "--device", "x", "--timeout", "nan"], "--timeout"),
-    (["quantize", "missing.onnx", "-o", "out.onnx"], "missing.onnx"),
+    (["quantize", "missing.onnx", "-o", "out.onnx", "--method", "rtn"], "missing.onnx"),
     (["quantize", MODEL], "-o/--output"),
-    (["quantize", MODEL, "-o", "out.onnx", "--dtype", "mxfp5"], "'mxfp5' is not known"),
+    (["quantize", MODEL, "-o", "out.onnx", "--method", "rtn", "--dtype", "mxfp5"], "'mxfp5' is not known"),
+    (["quantize", MODEL, "-o", "out.onnx"], "no calibration data: give some .*or take method 'rtn'"),
+    (["quantize", MODEL, "-o", "out.onnx", "--budget", "5"], "a budget needs data"),
+    (["quantize", MODEL, "-o", "out.onnx", "--calibration", "none.npz"], "'none.npz' is no file, folder"),
+    (["quantize", MODEL, "-o", "out.onnx", "--method", "rtn", "--rule", "conv1"], "is not 'pattern=dtype'"),
+    (["quantize", MODEL, "-o", "out.onnx", "--calibration", "random", "--memory", "x"], "memory 'x' is no"),
+    (["quantize", MODEL, "-o", "out.onnx", "--calibration", "random", "--resume"], "nothing to resume"),
     (["quantize", MODEL, "-o", "out.onnx", "--method", "magic"], "method 'magic' is not known"),
-    (["quantize", MODEL, "-o", "out.onnx", "--export", "tar"], "export|'tar'"),
-    (["quantize", MODEL, "-o", "out.onnx", "--round", "up"], "rounding 'up' is not known"),
-    (["quantize", MODEL, "-o", "out.onnx", "--recipe", "te"], "recipe 'te' is not known"),
-    (["quantize", MODEL, "-o", "out.onnx", "--include", "zz*"], "pattern 'zz\\*' matches no"),
-    (["quantize", MODEL, "-o", "no/out.onnx"], "no"),
-    (["quantize", MODEL, "-o", "out.onnx", "--json", "no/r.json"], "no/r.json|no"),
-    (["quantize", MODEL, "-o", "out.onnx", "--html", "no/r.html"], "no/r.html|no"),
+    (["quantize", MODEL, "-o", "out.onnx", "--method", "rtn", "--export", "tar"], "export|'tar'"),
+    (["quantize", MODEL, "-o", "out.onnx", "--method", "rtn", "--round", "up"], "rounding 'up' is not known"),
+    (["quantize", MODEL, "-o", "out.onnx", "--method", "rtn", "--recipe", "te"], "recipe 'te' is not known"),
+    (["quantize", MODEL, "-o", "out.onnx", "--method", "rtn", "--keep-float", "zz*"], "pattern 'zz\\*' matches no"),
+    (["quantize", MODEL, "-o", "no/out.onnx", "--method", "rtn"], "no"),
+    (["quantize", MODEL, "-o", "out.onnx", "--method", "rtn", "--json", "no/r.json"], "no/r.json|no"),
+    (["quantize", MODEL, "-o", "out.onnx", "--method", "rtn", "--html", "no/r.html"], "no/r.html|no"),
     (["demo", "-o", "file"], "file"),
     ([], "required: COMMAND"),
     (["nosuch"], "invalid choice: 'nosuch'"),
