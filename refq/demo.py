@@ -450,7 +450,7 @@ def _costs(outcome: Outcome) -> str:
         return 100 * (outcome.reference.accuracy - score.accuracy)
     both = [(pair.rtn, pair.ed) for pair in outcome.pairs]
     lines = [(pair.name, f"{pair.ed.bits:.2f} bits, {size(pair.ed.bytes)}") for pair in outcome.pairs]
-    noise = f"one standard error of an accuracy on {outcome.images:,} images: {outcome.noise:.1f} points"
+    noise = f"standard error of an accuracy: {outcome.noise:.1f} points"
     panels = [
         _linear("accuracy lost, points", [(lost(rtn), lost(ed)) for rtn, ed in both], "{:.2f}", LONGEST,
                 outcome.noise),
