@@ -50,9 +50,9 @@ def made(graph, site, dtype, chosen, tables):
     q = quantize(read_weight(graph, site), block, axes)
     where = (q, site.view, site.stored_shape, site.type, site.tensor)
     try:
-        return restored(q, site.type)[0], encode_weight(*where, chosen, tables)
+        return restored(q, site.type), encode_weight(*where, chosen, tables)
     except InputError:
-        return restored(q, site.type)[0], float_weight(*where, tables)
+        return restored(q, site.type), float_weight(*where, tables)
 
 
 def one(proto, dtype="mxfp4", style="native"):

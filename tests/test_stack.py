@@ -76,7 +76,7 @@ def test_recipes(recipe, name, monkeypatch):
     assert_equal(diffuse_stack(w, grams, name, recipe=recipe).quantized, whole.quantized)
 
 
-@pytest.mark.parametrize("rows, columns", [(1, 9), (1, 25), (8, 49), (3, 1), (2, 130), (16, 36)])
+@pytest.mark.parametrize("rows, columns", [(1, 9), (1, 25), (8, 49), (3, 1), (2, 70), (16, 36)])
 @pytest.mark.parametrize("name", ["mxfp4", "int4", "int4_binary16_t32", "nvfp4_16x16", "e2m1_e8m0_t2x4"])
 def test_shapes_of_all_kinds(name, rows, columns):
     """Narrower and wider than the columns that are added up one by one; tiles that problems fill, or not."""
@@ -169,7 +169,7 @@ def test_roundings(rounding):
 def test_the_guard_decides_for_every_problem(name):
     """White inputs, few rows: what is learnt from them is noise, but not for every problem."""
     random = np.random.default_rng(3)
-    w, x, other = (random.standard_normal(shape) for shape in ((40, 3, 64), (40, 70, 64), (40, 90, 64)))
+    w, x, other = (random.standard_normal(shape) for shape in ((14, 3, 64), (14, 70, 64), (14, 90, 64)))
     x[::2] = other[::2, :70] = x[::2] @ (random.standard_normal((64, 64)) / 4 + np.eye(64))
     grams, held = GramStack.of(x), GramStack.of(other)
     got = diffuse_stack(w, grams, name, held=held)

@@ -44,7 +44,7 @@ def measure(folder: Path, options) -> float:
     """The peak of one run, printed."""
     command = [sys.executable, "-m", "refq", "quantize", folder / "model.onnx", "-o", folder / "out.onnx",
                "--method", options.method, "--dtype", options.dtype, "--memory", options.memory,
-               "--calibration", folder / "calibration.npz"]
+               "--calibration", folder / "calibration.npz", "--batch", options.batch]
     most, seconds = peak(list(map(str, command)), folder)
     print(f"{folder.name:>5} sequences: {most / 2 ** 20:.1f} MiB at most, {seconds:.0f} s", flush=True)
     return most
@@ -56,7 +56,8 @@ def arguments(argv):
     add("--sequences", type=int, default=64, help=f"N (default 64); {TIMES} N are tried beside it")
     add("--method", default="ed")
     add("--dtype", default="mxfp4")
-    add("--memory", default="64M", help="for activations (default 64M)")
+    add("--memory", default="32M", help="for activations (default 32M)")
+    add("--batch", default="8", help="sequences at a time (default 8)")
     add("--work", type=Path, default=ROOT / "build" / "memory_proof", help="folder for models and data")
     return options.parse_args(argv)
 

@@ -138,8 +138,8 @@ def direct(grid: Grid) -> Coded:
 def errors_of(met, sums: Sums | None, held: Sums | None, w, values, others):
     """(error, rtn_error, held_error, held_rtn_error): None where there are no sums.
 
-    met: the output error where it is known, or None. w, values, others: weights, what codes mean, what those of
-    direct cast mean: all (..., columns, rows).
+    met: the output error where it is known, or None. w, values, others: weights, what codes mean, what those
+    of direct cast mean: all (..., columns, rows).
     """
     found = [None] * 4
     if held is not None:

@@ -38,8 +38,8 @@ class Sums:
     def update(self, x, x_hat=None, run=map):
         """Add a batch. x, x_hat: (..., rows, columns) floats; x_hat None: it is x.
 
-        Sums are float64, in the order of the rows given. run: as map, or something that works on several items
-        at a time: the bytes are the same. Raises InputError for shapes that do not fit and for NaN and
+        Sums are float64, in the order of the rows given. run: as map, or something that works on several
+        items at a time: the bytes are the same. Raises InputError for shapes that do not fit and for NaN and
         infinities.
         """
         x, x_hat = as_streams(x, x_hat, self.h.shape[:-2], self.columns)
@@ -49,13 +49,14 @@ class Sums:
 
         def add_up(place):
             self._add_up(x, x_hat, *place)
-        for _ in run(add_up, [(which, part) for which in self._slabs() for part in strips(self.columns, WIDE)]):
+        places = [(which, part) for which in self._slabs() for part in strips(self.columns, WIDE)]
+        for _ in run(add_up, places):
             pass
         self._check_size()
         self.rows += x.shape[-2]
 
     def _add_up(self, x, x_hat, which, part):
-        """One strip of the sums of some layers: rows `part` of the matrices up to the diagonal, and its mirror."""
+        """One strip of the sums of some layers: rows `part` of the matrices up to the diagonal, and across."""
         for start in range(0, x.shape[-2], self._rows):
             rows = slice(start, start + self._rows)
             upto = slice(0, part.stop if x_hat is None else None)

@@ -1,8 +1,8 @@
 """Many small problems in one: a layer whose weight falls into parts that each have inputs of their own.
 
-The groups of a convolution and the matrices of a batched product are such parts. Each is quantised as `diffuse`
-would quantise it alone; the columns of all are coded together, since a problem of nine columns and one row costs
-as much as one of nine columns and a thousand rows.
+The groups of a convolution and the matrices of a batched product are such parts. Each is quantised as
+`diffuse` would quantise it alone; the columns of all are coded together, since a problem of nine columns and
+one row costs as much as one of nine columns and a thousand rows.
 """
 
 from collections.abc import Iterator
@@ -74,8 +74,8 @@ class GramStack(Sums):
 class DiffusedStack:
     """The weights of several problems, quantised beside their inputs.
 
-    quantized: of all, in the shape of w and as `quantize` lays it out. methods: for each problem what its codes
-    come from. asked, scale: as in Diffused, for all. error, rtn_error, held_error, held_rtn_error: as in
+    quantized: of all, in the shape of w and as `quantize` lays it out. methods: for each problem what its
+    codes come from. asked, scale: as in Diffused, for all. error, rtn_error, held_error, held_rtn_error: as in
     Diffused, (count,) float64, or None. stack[i]: the Diffused of one problem.
     """
 
@@ -95,7 +95,8 @@ class DiffusedStack:
         number = range(len(self))[problem]
         errors = (self.error, self.rtn_error, self.held_error, self.held_rtn_error)
         errors = (None if several is None else float(several[number]) for several in errors)
-        return Diffused(_problem(self.quantized, number), self.methods[number], self.asked, self.scale, *errors)
+        one = _problem(self.quantized, number)
+        return Diffused(one, self.methods[number], self.asked, self.scale, *errors)
 
     def __iter__(self) -> Iterator[Diffused]:
         return (self[problem] for problem in range(len(self)))
@@ -106,7 +107,7 @@ def diffuse_stack(w, grams: GramStack, dtype="mxfp4", method="ed", axis=-1, scal
                   errors=True) -> DiffusedStack:
     """Quantise the weights of several problems by the inputs that each meets: each as `diffuse_gram` would.
 
-    w: (count, rows, columns) floats, or (count, columns, rows) with axis=1: `axis` is the one inputs lie along.
+    w: (count, rows, columns) floats, or (count, columns, rows) with axis=1: `axis` is that of the inputs.
     held: direct cast is kept for every problem where it is better on these. Other arguments as in `diffuse`.
     What is above problems comes from the whole weight: the tensor scale of a two-level type, and the scale of
     a type with one for a tensor. Tiles of two dimensions begin anew in every problem.

@@ -114,7 +114,7 @@ def _measured(groups: list[Group], candidates, graph: Graph, run, casting, tell)
             axis = group.first.view.axes(group.first.stored_shape) if isinstance(block.tile, tuple) \
                 else group.first.view.axis
             q = casting(matrix, block, axis)
-            effective = restored(q, group.first.type)[0]
+            effective = restored(q, group.first.type)
             cost = _noise(matrix, effective) if values is None else _disturbance(
                 engine, exact, values, rest, group, group.first.view.restore(effective, group.first.stored_shape))
             options[number].append(Option(block, float(q.bits_per_value) * matrix.size, cost))

@@ -243,14 +243,13 @@ def float_weight(q, view: View, shape: tuple[int, ...], type: int, base: str, ta
     return Exported(tensor.name, f"{FLOATS[type]} values", 8.0 * stored.itemsize, [tensor])
 
 
-def restored(q, type: int) -> tuple[np.ndarray, bytes]:
-    """The values that a file of element type `type` gives back: (as numpy floats, as little-endian bytes).
+def restored(q, type: int) -> np.ndarray:
+    """The values that a file of element type `type` gives back, as numpy floats.
 
     Dequantised into float32 and rounded from there to nearest even (data types finer than float32: from
     float64).
     """
-    values, stored = _as_stored(q, type)
-    return values, stored.tobytes()
+    return _as_stored(q, type)[0]
 
 
 def _as_stored(q, type: int) -> tuple[np.ndarray, np.ndarray]:

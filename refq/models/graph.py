@@ -11,7 +11,7 @@ from functools import cached_property
 
 import numpy as np
 import onnx
-from onnx import AttributeProto, GraphProto, NodeProto, TensorProto, helper, numpy_helper
+from onnx import AttributeProto, GraphProto, NodeProto, TensorProto, helper
 from onnx.reference import ReferenceEvaluator
 
 from refq.errors import InputError
@@ -315,13 +315,15 @@ class Graph:
         return known[static.key]
 
     def _leaf_array(self, static: Static) -> np.ndarray:
+        if static.stored is not None:
+            return array_of(static.stored, self.directory)
         try:
-            if static.stored is not None:
-                return array_of(static.stored, self.directory)
             if static.op == "initializer":
-                return _dense(static.scope.sparse[static.name])
-            return _constant_array(static.node)
-        except (ValueError, TypeError, OSError, onnx.checker.ValidationError) as error:
+                return _dense(static.scope.sparse[static.name], self.directory)
+            return _constant_array(static.node, self.directory)
+        except InputError:
+            raise
+        except (ValueError, TypeError, IndexError) as error:
             raise InputError(f"the data of tensor {static.name!r} cannot be read: {error}") from error
 
 
@@ -373,22 +375,21 @@ def _operation(node: Node, name: str, inputs) -> tuple:
             *(None if i is None else i.key for i in inputs))
 
 
-def _constant_array(node: Node) -> np.ndarray:
+def _constant_array(node: Node, directory) -> np.ndarray:
     """The value of a Constant node whose value is not a plain tensor."""
     kind = next((a.name for a in node.proto.attribute if a.name in CONSTANT_VALUES), None)
     value = node.attribute(kind)
     if kind is None:
         raise ValueError(f"Constant {node.title!r} has none of {', '.join(CONSTANT_VALUES)}")
     if kind == "sparse_value":
-        return _dense(value)
+        return _dense(value, directory)
     dtype = {"value_float": np.float32, "value_int": np.int64, "value_string": object}[kind.removesuffix("s")]
     return np.array(value, dtype)
 
 
-def _dense(sparse: onnx.SparseTensorProto) -> np.ndarray:
+def _dense(sparse: onnx.SparseTensorProto, directory) -> np.ndarray:
     """A sparse tensor as a full array. Indices are linear [NNZ] or coordinates [NNZ, rank]."""
-    values = numpy_helper.to_array(sparse.values)
-    indices = numpy_helper.to_array(sparse.indices)
+    values, indices = array_of(sparse.values, directory), array_of(sparse.indices, directory)
     array = np.zeros(tuple(sparse.dims), values.dtype)
     if indices.ndim == 2:
         array[tuple(indices.T)] = values

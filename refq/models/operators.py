@@ -22,6 +22,7 @@ from refq.models.operators_windows import (AveragePool, Conv, ConvTranspose, Glo
 
 _E8M0 = onnx.helper.tensor_dtype_to_np_dtype(TensorProto.FLOAT8E8M0)
 _BFLOAT16 = onnx.helper.tensor_dtype_to_np_dtype(TensorProto.BFLOAT16)
+PART = 1 << 20          # values that are dequantised at a time
 
 
 def dequantize_linear(x, scale, zero_point, axis, block_size):
@@ -38,6 +39,22 @@ def dequantize_linear(x, scale, zero_point, axis, block_size):
         values -= _spread(_values(zero_point), x.shape, axis, block_size)
     values *= _spread(_values(scale), x.shape, axis, block_size)
     return values
+
+
+def _parts(x, operands, axis, block_size):
+    """(index, operands) of parts of x along its first axis, so that the float64 values of a large weight are
+    never there at once. One part where x is small, or where the operands do not fit it: `_spread` tells."""
+    if x.size <= PART:
+        return [(..., operands)]
+    along = axis % x.ndim == 0
+    group = block_size if block_size and along else 1       # rows of x that share a scale
+    step = max(1, PART * len(x) // x.size // group) * group
+    cut = [a is not None and a.size > 1 and (along or a.ndim > 1) for a in operands]
+    if any(has and len(a) != -(-len(x) // group) for a, has in zip(operands, cut)):
+        return [(..., operands)]
+    return [(slice(first, first + step),
+             [a[first // group:(first + step) // group] if has else a for a, has in zip(operands, cut)])
+            for first in range(0, len(x), step)]
 
 
 def _rounded(values, dtype):
@@ -139,7 +156,10 @@ class DequantizeLinear(OpRun):
         dtype = onnx.helper.tensor_dtype_to_np_dtype(output_dtype) if output_dtype else scale.dtype
         if dtype == _E8M0:
             raise ValueError("E8M0 scales need an output_dtype: float32, float16 or bfloat16")
-        return (_rounded(dequantize_linear(x, scale, zero_point, axis, block_size), dtype),)
+        result = np.empty(x.shape, dtype)
+        for part, operands in _parts(x, (scale, zero_point), axis, block_size):
+            result[part] = _rounded(dequantize_linear(x[part], *operands, axis, block_size), dtype)
+        return (result,)
 
 
 class BatchNormalization(OpRun):

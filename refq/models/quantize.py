@@ -226,7 +226,7 @@ class Weights:
         was, its values being beyond the type of the file.
         """
         group, site, q = self.groups[number], self.groups[number].first, coded.q
-        effective = restored(q, site.type)[0]
+        effective = restored(q, site.type)
         if not np.isfinite(effective).all():
             words = f"its quantised values go beyond {FLOATS[site.type]}, the type of the file"
             self._tell(group, replace(_skipped(site), reason=words))

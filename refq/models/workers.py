@@ -47,7 +47,7 @@ class Workers:
         begun = deque()
         for item in items:
             begun.append(self._pool.submit(function, item))
-            if len(begun) > self.count:
+            if len(begun) >= self.count:
                 yield begun.popleft().result()
         while begun:
             yield begun.popleft().result()
