@@ -21,7 +21,7 @@ from refq.models.engine import Engine
 from refq.models.graph import Graph
 from refq.models.layers import form_of
 from refq.models.solve import solve
-from refq.models.walk import Inputs
+from refq.models.walk import Inputs, Walk
 from refq.models.weights import find_weights
 from refq.models.workers import Workers
 from tests.onnx_models import model, node, rng, run_onnxruntime, value, weight
@@ -193,6 +193,33 @@ def test_large_and_small_sums_agree(monkeypatch):
     monkeypatch.setattr("refq.models.walk.SMALL", 0)
     large = refq.quantize_model(proto, None, "int4", "ed", reader(batches()), export="float").model
     assert small.SerializeToString() == large.SerializeToString()
+
+
+def test_layers_that_meet_the_same_inputs_share_their_sums(monkeypatch):
+    """x a and x b are two layers on one input; x turned is another, and so is a Conv with another window."""
+    count = []
+    whole = Walk._summed
+    monkeypatch.setattr(Walk, "_summed", lambda self, form, step: count.append(form) or whole(self, form, step))
+    tensors = {name: weight(20, 20, seed=seed) for seed, name in enumerate("abc")}
+    proto = model([node("MatMul", ["x", "a"], ["p"]), node("MatMul", ["x", "b"], ["q"]),
+                   node("Gemm", ["x", "c"], ["r"], transA=1), node("Add", ["p", "q"], ["y"])],
+                  {"x": [20, 20]}, {"y": [20, 20], "r": [20, 20]}, tensors)
+    report = refq.quantize_model(proto, None, "mxfp4", "ed", reader(batches(4, (20, 20))), export="float")
+    assert len(count) == 2
+    sums, kept = refq.Gram(20), refq.Gram(20)
+    for number, feed in enumerate(batches(4, (20, 20))):
+        (kept if number == 3 else sums).update(feed["x"])
+    for name in "ab":
+        wanted = refq.diffuse_gram(tensors[name], sums, "mxfp4", axis=0, held=kept).quantized.dequantize()
+        np.testing.assert_array_equal(stored_values(report.model, name), wanted)
+    count.clear()
+    convs = {"v": weight(4, 3, 3, 3), "w": weight(5, 3, 3, 3, seed=2)}
+    for strides, sets in (([1, 1], 1), ([2, 2], 2)):
+        proto = model([node("Conv", ["x", "v"], ["p"]), node("Conv", ["x", "w"], ["q"], strides=strides)],
+                      {"x": [None, 3, 9, 9]}, [value("p", None), value("q", None)], convs)
+        refq.quantize_model(proto, None, "mxfp4", "ed", reader(batches(4, (2, 3, 9, 9))))
+        assert len(count) == sets
+        count.clear()
 
 
 # -- the same bytes ------------------------------------------------------------------------------------------

@@ -18,6 +18,7 @@ from refq.models.operators_recurrent import activations
 from refq.models.operators_windows import Window, transposed_window, wide, window
 from refq.models.weights import RECURRENT, WeightSite, einsum_labels, einsum_terms
 
+SHAPED = "output_padding", "output_shape"       # attributes of ConvTranspose alone
 PIECE = 1 << 22             # numbers of one piece of inputs, about
 GATES = {"LSTM": 4, "GRU": 3, "RNN": 1}
 Read = Callable[[int], np.ndarray | None]       # operand number -> its value in one stream
@@ -56,6 +57,10 @@ class Form:
         where that is needed."""
         raise NotImplementedError
 
+    def meets(self) -> tuple | None:
+        """Equal for layers of the main graph that meet equal inputs; None: for no other."""
+        return None
+
     def row_count(self, output: np.ndarray) -> int:
         """Rows of input of each product, by the size of the node's first output."""
         return output.size * self.columns // math.prod(self.shape)
@@ -84,11 +89,22 @@ class MatMulForm(Form):
     """MatMul and Gemm: X W, or W X, where the rows are those of X transposed."""
 
     def inputs(self, read, output):
-        left = self.site.operand == 0
-        x = read(1 if left else 0)
-        if self._transposes() != left and x.ndim > 1:
+        x = read(1 - self.site.operand)
+        if self._turned() and x.ndim > 1:
             x = x.swapaxes(-1, -2)
         yield from _cut(self._matched(x.reshape(1, -1) if x.ndim == 1 else x))
+
+    def meets(self):
+        return "MatMul", self._other, self._turned(), self.lead, self.columns
+
+    @property
+    def _other(self) -> str:
+        """The name of the operand that is no weight."""
+        return self.site.node.proto.input[1 - self.site.operand]
+
+    def _turned(self) -> bool:
+        """Whether the rows are those of the other operand transposed."""
+        return self._transposes() != (self.site.operand == 0)
 
     def _transposes(self) -> bool:
         """Whether Gemm turns the operand that is no weight."""
@@ -164,6 +180,11 @@ class ConvForm(Form):
             for line in range(0, first, lines):
                 yield self._columns([tap[:, :, line:line + lines] for tap in taps])
 
+    def meets(self):
+        node, taps = self.site.node, self.site.stored_shape[2:]
+        return node.op, node.proto.input[0], taps, self.products, str(self._attributes(*SHAPED)), \
+            self.columns
+
     def _columns(self, taps: list[np.ndarray]) -> np.ndarray:
         """Taps [N, C, places...] as [groups, N * places, C / groups * taps]."""
         x = np.stack(taps)                                      # [taps, N, C, places...]
@@ -194,7 +215,7 @@ class ConvTransposeForm(ConvForm):
     def _window(self, x):
         spatial = x.shape[2:]
         win, out = transposed_window(spatial, self.site.stored_shape[2:],
-                                     **self._attributes("output_padding", "output_shape"))
+                                     **self._attributes(*SHAPED))
         reach = [(taps - 1) * dilation for taps, dilation in zip(win.kernel, win.dilations)]
         room = np.zeros((*x.shape[:2], *(size + more for size, more in zip(out, reach))), x.dtype)
         inside, taken = [], []

@@ -46,6 +46,7 @@ class Walk:
         self.count, self.labels, self.rows = 0, [], []
         self.overrides: dict[str, dict[str, np.ndarray]] = {}
         self._differs: set[str] = set()
+        self._met = self._inputs = None
         self._keys = {name: key_of(step.node) for step in self.steps for name in step.node.output}
         self.quantised = engine
 
@@ -166,7 +167,15 @@ class Walk:
     # -- what a layer meets ----------------------------------------------------------------------------------
 
     def inputs(self, form: Form, step: Step) -> Inputs:
-        """The sums over a layer's inputs in both streams, after run_float of its node."""
+        """The sums over a layer's inputs in both streams, after run_float of its node. Those of the last layer are
+        kept for the next, which often meets the same, as the projections of an attention do."""
+        met = form.meets()
+        if met is None or met != self._met:
+            self._met = self._inputs = None                     # not two at a time
+            self._met, self._inputs = met, self._summed(form, step)
+        return self._inputs
+
+    def _summed(self, form: Form, step: Step) -> Inputs:
         found = Inputs(*(GramStack(form.products, form.columns) for _ in range(2)))
         tasks = [(found.held if self.held(block[0]) else found.fit, block) for block in self._blocks(form, step)]
         if self.count == 1:
