@@ -215,7 +215,7 @@ def test_layers_that_meet_the_same_inputs_share_their_sums(monkeypatch):
     count.clear()
     convs = {"v": weight(4, 3, 3, 3), "w": weight(5, 3, 3, 3, seed=2)}
     for strides, sets in (([1, 1], 1), ([2, 2], 2)):
-        proto = model([node("Conv", ["x", "v"], ["p"]), node("Conv", ["x", "w"], ["q"], strides=strides)],
+        proto = model([node("Conv", ["x", "v"], ["p"], strides=[1, 1]), node("Conv", ["x", "w"], ["q"], strides=strides)],
                       {"x": [None, 3, 9, 9]}, [value("p", None), value("q", None)], convs)
         refq.quantize_model(proto, None, "mxfp4", "ed", reader(batches(4, (2, 3, 9, 9))))
         assert len(count) == sets

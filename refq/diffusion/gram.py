@@ -56,7 +56,7 @@ class Sums:
         self.rows += x.shape[-2]
 
     def _add_up(self, x, x_hat, which, part):
-        """One strip of the sums of some layers: rows `part` of the matrices up to the diagonal, and across."""
+        """One strip of the sums of some layers: rows `part` of the matrices to the diagonal, and across."""
         for start in range(0, x.shape[-2], self._rows):
             rows = slice(start, start + self._rows)
             upto = slice(0, part.stop if x_hat is None else None)

@@ -75,8 +75,8 @@ class DiffusedStack:
     """The weights of several problems, quantised beside their inputs.
 
     quantized: of all, in the shape of w and as `quantize` lays it out. methods: for each problem what its
-    codes come from. asked, scale: as in Diffused, for all. error, rtn_error, held_error, held_rtn_error: as in
-    Diffused, (count,) float64, or None. stack[i]: the Diffused of one problem.
+    codes come from. asked, scale: as in Diffused, for all. error, rtn_error, held_error, held_rtn_error: as
+    in Diffused, (count,) float64, or None. stack[i]: the Diffused of one problem.
     """
 
     quantized: Quantized
