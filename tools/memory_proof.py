@@ -41,10 +41,10 @@ def peak(command, folder: Path) -> tuple[float, float]:
 
 
 def measure(folder: Path, options) -> float:
-    """The peak of one run, printed."""
+    """The peak of one run, printed. One worker: with several, what meets in memory differs from run to run."""
     command = [sys.executable, "-m", "refq", "quantize", folder / "model.onnx", "-o", folder / "out.onnx",
                "--method", options.method, "--dtype", options.dtype, "--memory", options.memory,
-               "--calibration", folder / "calibration.npz", "--batch", options.batch]
+               "--workers", "1", "--calibration", folder / "calibration.npz", "--batch", options.batch]
     most, seconds = peak(list(map(str, command)), folder)
     print(f"{folder.name:>5} sequences: {most / 2 ** 20:.1f} MiB at most, {seconds:.0f} s", flush=True)
     return most

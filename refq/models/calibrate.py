@@ -148,6 +148,8 @@ class Calibration:
     def code(self, weights, checkpoint: Checkpoint | None, facts: dict[str, str] | None, say, tell) -> None:
         """Code all weights (refq.models.quantize.Weights). facts: what decides the result, for the checkpoint.
         say: given what will be needed, before the work. tell: of progress, as by refq.models.progress."""
+        for group in weights.groups:
+            weights.matrix(group)                           # what is not finite is said now, not after hours
         direct, forms = sort_groups(weights.groups, self.engine)
         seen = {number: weights.cast(number, reason) for number, reason in direct.items()}
         bodies = {number: weights.groups[number] for number, reason in direct.items()

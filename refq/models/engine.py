@@ -121,7 +121,7 @@ class Engine:
         try:
             evaluator = _Evaluator(self.model, new_ops=list(OPS))
         except (NotImplementedError, RuntimeError, TypeError, ValueError) as error:
-            raise InputError(f"the model cannot run in numpy: {error}") from error
+            raise InputError(f"the model cannot run in numpy: {_unknown(self.model) or error}") from error
         self._operators = {_key(operator.onnx_node): operator for operator in evaluator.rt_nodes_}
         return evaluator.rt_inits_
 
@@ -425,6 +425,14 @@ def _run_operator(operator, values):
             raise InputError(f"{_title(node)}: {error}") from error
         raise InputError(f"{_title(node)} failed: {type(reason).__name__}: {reason}") from error
     return {name: value for name, value in zip(node.output, results) if name}
+
+
+def _unknown(model):
+    """The operators of a model that onnx does not define, in words; "" where it defines all."""
+    names = dict.fromkeys(f"{node.domain}.{node.op_type}" if node.domain else node.op_type
+                          for node in _all_nodes(model.graph) if not onnx.defs.has(node.op_type, node.domain))
+    return f"onnx has no operator {', '.join(names)}; where onnxruntime has, take the engine onnxruntime" \
+        if names else ""
 
 
 def _protect(arrays):
