@@ -16,7 +16,7 @@ def teller(progress) -> Iterator[Callable[[float, float, str], None]]:
         yield progress
     else:
         from tqdm import tqdm
-        form = "{percentage:3.0f}% |{bar:24}| {elapsed}, {remaining} left  {postfix}"
+        form = "{percentage:3.0f}% |{bar:24}| {elapsed}, {remaining} left{postfix}"
         with tqdm(leave=False, bar_format=form) as bar:
             def tell(done, total, words):
                 bar.total = total

@@ -87,6 +87,7 @@ def quantize_model(model_input, model_output=None, dtype="mxfp4", method="ed", c
             warnings += [note for note in run.start() if note not in warnings]
         if budget is not None:
             resolved = within_budget(float(budget), candidates, resolved, graph, run, casting, tell)
+            warnings.append(f"each layer's data type was chosen within a budget of {budget:g} bits per weight")
         if rules.rules or budget is not None:
             say(choices.table(resolved))
         graph, resolved, plans = _raised(source, graph, resolved, export, warnings)
