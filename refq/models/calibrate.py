@@ -22,11 +22,11 @@ from refq.models.data import batches
 from refq.models.engine import ENGINES, Engine
 from refq.models.figures import size
 from refq.models.graph import Graph, Use
-from refq.models.layers import GATES, Form, form_of
+from refq.models.layers import Form, form_of
 from refq.models.solve import Errors, solve, whole_only
 from refq.models.store import Store
 from refq.models.walk import FLOAT, HAT, SMALL, Walk, key_of
-from refq.models.weights import find_weights
+from refq.models.weights import RECURRENT, find_weights
 from refq.models.workers import Workers
 
 UNITS = {"": 1, "k": 10 ** 3, "m": 10 ** 6, "g": 10 ** 9, "t": 10 ** 12}
@@ -105,19 +105,18 @@ def sort_groups(groups: list[Group], engine: Engine) -> tuple[dict[int, str], di
     return direct, forms
 
 
-def ready_model(graph: Graph) -> onnx.ModelProto:
-    """A copy of a graph's model with all its data, in which every recurrent layer gives its states."""
+def ready_model(graph: Graph) -> files.Source:
+    """A copy of a graph's model in which every recurrent layer gives its states."""
     model = onnx.ModelProto()
     model.CopyFrom(graph.model)
-    files.embed(model, graph.directory)
     for node in model.graph.node:
-        if node.op_type in GATES and not (node.output and node.output[0]):
+        if node.op_type in RECURRENT and not (node.output and node.output[0]):
             name = graph.unique(f"{key_of(node)}_states")
             if node.output:
                 node.output[0] = name
             else:
                 node.output.append(name)
-    return model
+    return files.Source(model, None, graph.directory, 0)
 
 
 class Calibration:
@@ -176,7 +175,8 @@ class Calibration:
         """The engine of the quantised stream: another one where bodies have new weights."""
         if not bodies:
             return self.engine
-        graph = Graph(ready_model(self.graph))
+        source = ready_model(self.graph)
+        graph = Graph(source.model, source.directory)
         sites = {site.place: site for site in find_weights(graph)}
         for number, group in bodies.items():
             for site in (sites[site.place] for site in group.sites):
@@ -184,7 +184,7 @@ class Calibration:
                 graph.model.graph.initializer.append(numpy_helper.from_array(seen[number](site), name))
                 graph.rewire(Use(site.node, site.operand, site.node.scope), name)
         graph.commit()
-        return ENGINES[self.options.engine](graph.model)
+        return ENGINES[self.options.engine](source)
 
     def _plan(self, groups: dict[int, Group], forms: dict[int, Form]) -> dict[str, list[Task]]:
         """The tasks of each node; the first batch runs to learn how large everything is."""

@@ -20,6 +20,7 @@ from refq.errors import InputError
 from refq.models import files
 from refq.models.graph import UNPREDICTABLE, opset_of
 from refq.models.operators import OPS
+from refq.models.tensors import array_of
 
 # Below 14 BatchNormalization, and below 13 Softmax, mean something that onnx.reference does not compute.
 OLDEST_OPSET = 14
@@ -38,8 +39,8 @@ class Step:
 class Engine:
     """An ONNX model ready to run in numpy.
 
-    `model` is a ModelProto or a path. A copy of it runs, `.model`: local functions inlined, opsets below 14
-    raised. Raises InputError for what is not a model, an opset that cannot be raised, or an operator that
+    `model` is a ModelProto, a path or a files.Source. A copy of it runs, `.model`: local functions inlined,
+    opsets below 14 raised; large tensors stay on disk. Raises InputError for what is not a model, an opset that cannot be raised, or an operator that
     nothing here can run.
 
     To run it node by node, over several batches at once if need be:
@@ -52,7 +53,9 @@ class Engine:
     """
 
     def __init__(self, model):
-        self.model = self._prepared(model)
+        source = files.load(model)
+        self.directory = source.directory
+        self.model = self._prepared(source)
         graph = self.model.graph
         self.inputs = {value.name: _tensor_type(value) for value in graph.input}
         self.outputs = tuple(value.name for value in graph.output)
@@ -113,17 +116,22 @@ class Engine:
 
     # -- what is numpy's own
 
-    def _prepared(self, model):
-        return _raised(_complete(model))
+    def _prepared(self, source):
+        return _raised(_inlined(source), source.directory)
 
     def _weights(self):
-        """Name -> array of the initializers."""
+        """Name -> array of the initializers, those on disk mapped into memory."""
+        bare = onnx.ModelProto()
+        bare.CopyFrom(self.model)
+        del bare.graph.initializer[:]
+        files.embed(bare, self.directory)           # what nodes and their bodies hold
         try:
-            evaluator = _Evaluator(self.model, new_ops=list(OPS))
+            evaluator = _Evaluator(bare, new_ops=list(OPS))
         except (NotImplementedError, RuntimeError, TypeError, ValueError) as error:
             raise InputError(f"the model cannot run in numpy: {_unknown(self.model) or error}") from error
         self._operators = {_key(operator.onnx_node): operator for operator in evaluator.rt_nodes_}
-        return evaluator.rt_inits_
+        stored = {tensor.name: array_of(tensor, self.directory) for tensor in self.model.graph.initializer}
+        return evaluator.rt_inits_ | stored
 
     def _run(self, node, values):
         return _run_operator(self._operators[_key(node)], values)
@@ -145,9 +153,11 @@ class OnnxRuntime(Engine):
             values |= self._session(made)(feeds)
         return {name: values[name] for name in outputs}
 
-    def _prepared(self, model):
+    def _prepared(self, source):
         _runtime()
-        return _complete(model)
+        model = _inlined(source)
+        files.embed(model, self.directory)
+        return model
 
     def _weights(self):
         self._sessions = {}
@@ -228,23 +238,22 @@ def run_batches(model, feeds, batch_size, progress=None, outputs=None, engine=En
 
 # -- preparing a model --------------------------------------------------------------------------------------
 
-def _complete(model):
-    """ModelProto or path -> a copy that holds all its data, without local functions."""
-    source = files.load(model)
+def _inlined(source):
+    """The model of a source without local functions."""
     for function in source.model.functions:  # the inliner raises them to the model's opset
         if 0 < opset_of(function) < 13:
             _flatten_hardmax(function, set(_names(function)))
     model = files.inline(source, [])
-    files.embed(model, source.directory)
     _name_standard_domain(model)
     return model
 
 
-def _raised(model):
+def _raised(model, directory):
     """A model of an opset that onnx.reference computes."""
     opset = opset_of(model)
     if not 0 < opset < OLDEST_OPSET:
         return model
+    files.embed(model, directory)                   # the converter looks at some tensors
     if opset < 13:
         _flatten_hardmax(model.graph, set(_names(model.graph)))
     try:

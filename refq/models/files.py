@@ -51,12 +51,15 @@ class Source:
 
 
 def load(model_input) -> Source:
-    """Read a model from a path, or take a copy of a ModelProto. The data of large tensors stays on disk until
-    it is used: in data files, and in the model file, to which these tensors then refer as if it were one.
+    """Read a model from a path, or take a copy of a ModelProto; a Source is one already. The data of large
+    tensors stays on disk until it is used: in data files, and in the model file, to which these tensors then
+    refer as if it were one.
 
     Raises InputError when the file is missing, is not ONNX, or is damaged, and for a ModelProto whose data
     lies outside it.
     """
+    if isinstance(model_input, Source):
+        return model_input
     if isinstance(model_input, onnx.ModelProto):
         model = onnx.ModelProto()
         model.CopyFrom(model_input)
