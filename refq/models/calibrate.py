@@ -5,6 +5,7 @@ If, Loop and Scan use, and those of layers whose outputs nothing uses are cast d
 weight that several layers share gets its codes from the first of them in the order of running. Spec: MODEL-1 to MODEL-6.
 """
 
+import math
 import time
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
@@ -23,13 +24,14 @@ from refq.models.engine import ENGINES, Engine
 from refq.models.figures import size
 from refq.models.graph import Graph, Use
 from refq.models.layers import Form, form_of
-from refq.models.solve import Errors, solve, whole_only
+from refq.models.solve import ROWS, Errors, solve, whole_only
 from refq.models.store import Store
 from refq.models.walk import FLOAT, HAT, SMALL, Walk, key_of
 from refq.models.weights import RECURRENT, find_weights
-from refq.models.workers import Workers
+from refq.models.workers import Workers, give_back_memory
 
 UNITS = {"": 1, "k": 10 ** 3, "m": 10 ** 6, "g": 10 ** 9, "t": 10 ** 12}
+COPIES = 12                 # float64 arrays of the size of a weight that coding it takes, about
 DIRECT = {"table": "a lookup table: cast directly", "body": "used in the body of a control-flow operator: cast "
           "directly", "unused": "no output of the model depends on it: cast directly"}
 
@@ -168,6 +170,7 @@ class Calibration:
                 errors = self._code(task, step, weights, checkpoint)
                 done += task.cost
                 tell(done, total, f"{task.group.name}: {_ratio(errors)}")
+                give_back_memory()
             self.walk.run_quantised(step)
             self.walk.finish(step)
 
@@ -210,14 +213,19 @@ class Calibration:
 
     def memory_words(self) -> str:
         """What the run takes, in words."""
-        weights = sum(getattr(a, "nbytes", 0) for a in self.engine.constants.values())
+        parts = {"weights": sum(getattr(a, "nbytes", 0) for a in self.engine.constants.values())}
         alive = 2 * self._alive * self.walk.count
-        kept = min(alive, self.store.limit)
+        parts["activations"] = kept = min(alive, self.store.limit)
         sums = 8 * max((task.form.products * task.form.columns ** 2 for task in self.tasks), default=0)
-        sums *= 6 + (3 * (self.workers.count + 1) if sums <= 8 * SMALL else 0)
-        more = f" and {size(alive - kept)} on disk" if alive > kept else ""
-        return (f"memory: about {size(2 * weights + kept + sums)} (weights {size(2 * weights)}, activations "
-                f"{size(kept)}{more}, sums of products of the largest layer {size(sums)})")
+        parts["sums of products of the largest layer"] = \
+            sums * (6 + (3 * (self.workers.count + 1) if sums <= 8 * SMALL else 0))
+        lines = max((min(ROWS, math.prod(task.form.shape[:-1])) * task.form.columns for task in self.tasks),
+                    default=0)
+        parts["weights being coded"] = COPIES * 8 * lines * self.workers.count
+        words = {name: size(count) for name, count in parts.items()}
+        words["activations"] += f" and {size(alive - kept)} on disk" if alive > kept else ""
+        return (f"memory: about {size(sum(parts.values()))} beyond the program's own "
+                f"({', '.join(f'{name} {count}' for name, count in words.items())})")
 
     def _code(self, task: Task, step, weights, checkpoint) -> Errors:
         group, began = task.group, time.perf_counter()
