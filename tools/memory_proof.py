@@ -41,10 +41,10 @@ def peak(command, folder: Path) -> tuple[float, float]:
 
 
 def measure(folder: Path, options) -> float:
-    """The peak of one run, printed. One worker: with several, what meets in memory differs from run to run."""
+    """The peak of one run, printed."""
     command = [sys.executable, "-m", "refq", "quantize", folder / "model.onnx", "-o", folder / "out.onnx",
                "--method", options.method, "--dtype", options.dtype, "--memory", options.memory,
-               "--workers", "1", "--calibration", folder / "calibration.npz", "--batch", options.batch]
+               "--workers", options.workers, "--calibration", folder / "calibration.npz", "--batch", options.batch]
     most, seconds = peak(list(map(str, command)), folder)
     print(f"{folder.name:>5} sequences: {most / 2 ** 20:.1f} MiB at most, {seconds:.0f} s", flush=True)
     return most
@@ -58,6 +58,7 @@ def arguments(argv):
     add("--dtype", default="mxfp4")
     add("--memory", default="32M", help="for activations (default 32M)")
     add("--batch", default="8", help="sequences at a time (default 8)")
+    add("--workers", default="1", help="threads (default 1: with more, peaks differ by a tenth from run to run)")
     add("--work", type=Path, default=ROOT / "build" / "memory_proof", help="folder for models and data")
     return options.parse_args(argv)
 
