@@ -73,6 +73,7 @@ def _qronos(sums: Sums, w) -> Plan:
     return _factored(sums, w if sums.same else _refits(sums, w, factor, damping), factor)
 
 
+LEAF = 64                   # columns of a triangle that is solved at once
 OPTQ_DAMPING = 0.01         # of the mean of H's diagonal: GPTQ's percdamp
 QRONOS_DAMPING = 1e-6       # of H's largest eigenvalue: Brevitas' alpha
 
@@ -150,8 +151,6 @@ def _refit(h, g, w, factor, damping: float):
     The first column answers for the whole output with the other columns as they are; the others are then the
     (damped) least-squares answer to what is left.
     """
-    from scipy.linalg.blas import dtrsm     # on demand: only this method solves
-
     live = np.diagonal(h) > 0
     if not live.any():
         return w.copy()
@@ -162,11 +161,25 @@ def _refit(h, g, w, factor, damping: float):
     dead = ~live
     wanted += np.where(dead, 1.0, damping)[:, None] * w
     wanted -= np.multiply.outer(h[:, first], fitted[first])
-    # R R^T W' = wanted, of the columns after the first alone: they are the last of the upper triangle R, and
-    # zeros for those before them keep these out of the way back. Lines are BLAS's columns, turned.
-    for transposed in (0, 1):
-        wanted[: first + 1] = 0.0
-        wanted = dtrsm(1.0, factor.T, wanted.T, side=1, lower=1, trans_a=transposed, overwrite_b=1).T
-    fitted[first + 1:] = wanted[first + 1:]
+    rest = slice(first + 1, None)                   # the last of an upper triangle R solve by themselves
+    _solve(factor[rest, rest], wanted[rest], False)
+    _solve(factor[rest, rest], wanted[rest], True)
+    fitted[rest] = wanted[rest]
     fitted[dead] = w[dead]
     return fitted
+
+
+def _solve(triangle, lines, turned: bool):
+    """triangle z = lines (or its transpose), the triangle being an upper one; z takes the place of lines.
+
+    By halves, so that nearly all of it is one product of matrices after the other.
+    """
+    if len(lines) <= LEAF:
+        lines[...] = np.linalg.solve(triangle.T if turned else triangle, lines)
+        return
+    parts = slice(0, len(lines) // 2), slice(len(lines) // 2, None)
+    known, other = parts if turned else parts[::-1]
+    corner = triangle[parts]
+    _solve(triangle[known, known], lines[known], turned)
+    lines[other] -= (corner.T if turned else corner) @ lines[known]
+    _solve(triangle[other, other], lines[other], turned)
