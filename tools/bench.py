@@ -38,6 +38,9 @@ PLAIN = {"mxfp4_32x32": ("mxfp4", 3), "mxfp4_16x16": ("mxfp4", 3), "mxfp8_e4m3_3
          "hif4": ("msfp12", 3), "nf4_t64": ("int4_binary32_t64", 10), "bnb_fp4_t64": ("int4_binary32_t64", 10),
          "cb42f1346": ("mxfp4", 10), "cb41fi": ("mxfp4", 10)}
 BARS = {("encode", "ml_dtypes"): 6, ("encode", "gfloat"): 40, ("decode", "ml_dtypes"): 7}
+DIFFUSED = ("mxfp4", "int4", "nvfp4")       # coded by error diffusion from Gram matrices
+SIDE, PRODUCTS = 4096, 2.5          # of a weight; times one float64 product of that size that its codes may take
+LAYER_SIDE, LAYER_ROWS = 1024, 2000         # of a layer whose Gram matrices are part of the time
 BAR_PRECISION = 6           # the bars are for formats of at most so many significant bits
 GFLOAT_SIZE, GFLOAT_ROUNDS = 1 << 19, 2     # gfloat is slow: fewer values and rounds, compared per value
 
@@ -50,7 +53,7 @@ def main():
     options = parser.parse_args()
     x = np.random.default_rng(0).standard_normal(1 << options.size, dtype=np.float32)
     rounds = options.rounds
-    rows = [*encode_rows(x, rounds), *decode_rows(x.size, rounds), *block_rows(x, rounds)]
+    rows = [*encode_rows(x, rounds), *decode_rows(x.size, rounds), *block_rows(x, rounds), *diffusion_rows()]
     print(f"2^{options.size} values, one thread, {rounds} rounds; best ns per value, ratios peer / refq\n")
     print(text(rows))
     print(f"\nimport refq beyond numpy: {import_seconds():.3f} s (bar 0.150)")
@@ -95,6 +98,19 @@ def block_rows(x, rounds):
     for name, (plain, most) in PLAIN.items():
         yield measure("quantise", name, x.size, lambda: refq.quantize(blocks, name),
                       {"plain": lambda: refq.quantize(blocks, plain)}, rounds, {"plain": 1 / most})
+
+
+def diffusion_rows(rounds=2):
+    """Error diffusion of a weight from Gram matrices beside one product; of a smaller layer, sums included."""
+    rng = np.random.default_rng(2)
+    w, x = (rng.standard_normal((SIDE, SIDE), dtype=np.float32) for _ in range(2))
+    gram, square = refq.Gram.of(x), w.astype(np.float64)
+    for name in DIFFUSED:
+        yield measure("diffuse", name, w.size, lambda: refq.diffuse_gram(w, gram, name, errors=False),
+                      {"product": lambda: square @ square}, rounds, {"product": 1 / PRODUCTS})
+    w, x = w[:LAYER_SIDE, :LAYER_SIDE].copy(), x[:LAYER_ROWS, :LAYER_SIDE].copy()
+    yield measure("sum up, diffuse", "mxfp4", w.size, lambda: refq.diffuse(w, x, dtype="mxfp4", errors=False), {},
+                  rounds)
 
 
 def measure(what, name, size, ours, peers, rounds, bars=None):
@@ -180,16 +196,21 @@ def import_seconds():
 
 
 def text(rows):
-    peers = ("ml_dtypes", "torch", "gfloat", "plain")
+    peers = ("ml_dtypes", "torch", "gfloat", "plain", "product")
     lines = [("", "", "refq ns", *(f"{peer} ns" for peer in peers), *(f"/{peer}" for peer in peers), "bars")]
     for row in rows:
-        bars = ", ".join(f">= {bar}x {peer}" if bar >= 1 else f"<= {1 / bar:.0f} times {PLAIN[row['name']][0]}"
+        bars = ", ".join(f">= {bar}x {peer}" if bar >= 1 else f"<= {1 / bar:.2g} times {_beside(row, peer)}"
                          for peer, bar in row["bars"].items())
         verdict = {True: f"met: {bars}", False: f"BELOW: {bars}", None: ""}[row["met"]]
         times = [f"{row['ns'][peer]:.2f}" if peer in row["ns"] else "-" for peer in ("refq", *peers)]
         ratios = [f"{row['ratios'][peer]:.2g}x" if peer in row["ratios"] else "-" for peer in peers]
         lines.append((row["what"], row["name"], *times, *ratios, verdict))
-    return columns(lines, right=range(2, 11))
+    return columns(lines, right=range(2, 3 + 2 * len(peers)))
+
+
+def _beside(row, peer):
+    """What a row that may take longer is held against, in words."""
+    return f"a float64 product of {SIDE}^3" if peer == "product" else PLAIN[row["name"]][0]
 
 
 if __name__ == "__main__":
