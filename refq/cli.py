@@ -249,18 +249,18 @@ def _build_quantize(command):
     add("--rule", action="append", default=[], metavar="PATTERN=DTYPE[:METHOD]",
         help="another data type, or float, for layers whose node, output or weight matches (repeatable; the "
              "last that matches counts)")
-    add("--keep-float", action="append", default=[], metavar="PATTERN", help="leave layers as they are "
-                                                                              "(repeatable)")
+    add("--keep-float", action="append", default=[], metavar="PATTERN",
+        help="leave layers as they are (repeatable)")
     add("--budget", type=float, metavar="BITS",
-        help="average bits per weight: each layer gets one of the data types of --dtype (mxfp4, mxfp6, mxfp8 if "
-             "it is one) by how much it disturbs the model's outputs")
+        help="average bits per weight: each layer gets one of the data types of --dtype (mxfp4, mxfp6, mxfp8 "
+             "if it is one) by how much it disturbs the model's outputs")
     add("--export", default="native", help="native: packed standard types (default); portable: runs in "
                                            "onnxruntime on CPUs; float: dequantised weights, runs anywhere")
     add("--round", metavar="RULE", help="rounding of the elements (default: the recipe's, mostly rne)")
     add("--recipe", help="recipe of the data type (default: its own)")
     _add_data(command, "--calibration", "what the model meets", False)
-    add("--memory", default="1G", metavar="BYTES", help="of activations kept in memory, as 512M (default 1G); "
-                                                        "beyond it they go to disk")
+    add("--memory", default="1G", metavar="BYTES",
+        help="of activations kept in memory, as 512M (default 1G); beyond it they go to disk")
     add("--workers", type=int, metavar="N", help="threads (default: as many as processors)")
     add("--resume", action="store_true", help="go on with a run that was interrupted")
     _add_files(command)
@@ -336,9 +336,11 @@ def _build_diff(command):
                                       "ocp,rule=rceil; `refq formats` lists them")
     add("b", metavar="RECIPE_B", help="the recipe to compare it with")
     add("--dtype", required=True, help="data type that both quantise")
-    add("--input", metavar="FILE", help="count on this data: an .npy or .npz array or the weights of an .onnx "
-                                        "model (default: the data type's boundary set)")
-    add("--axis", type=int, help="axis that tiles of an array run along (default: the last; models know theirs)")
+    add("--input", metavar="FILE",
+        help="count on this data: an .npy or .npz array or the weights of an .onnx model (default: the data "
+             "type's boundary set)")
+    add("--axis", type=int,
+        help="axis that tiles of an array run along (default: the last; models know theirs)")
     add("--json", action="store_true", help="as JSON")
 
 

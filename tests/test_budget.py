@@ -9,6 +9,10 @@ from hypothesis import strategies as st
 
 from refq.models.budget import Option, allocate
 
+COSTS = st.integers(0, 50)
+LADDER = st.lists(st.tuples(st.integers(1, 9), COSTS), min_size=1, max_size=3,
+                  unique_by=lambda pair: pair[0])
+
 
 def options(*pairs):
     return [Option(None, bits, cost) for bits, cost in pairs]
@@ -47,13 +51,8 @@ def test_a_layer_of_one_choice_counts():
     assert taken([options((8, 5)), options((4, 5), (8, 0))], 12) == [8, 4]
 
 
-costs = st.integers(0, 50)
-ladder = st.lists(st.tuples(st.integers(1, 9), costs), min_size=1, max_size=3,
-                  unique_by=lambda pair: pair[0])
-
-
 @settings(max_examples=200, deadline=None)
-@given(st.lists(ladder, min_size=1, max_size=4), st.integers(1, 40))
+@given(st.lists(LADDER, min_size=1, max_size=4), st.integers(1, 40))
 def test_the_allocation_fits_and_is_as_good_as_the_best_smaller_one(pairs, room):
     """Greedy on the hull is optimal at its own number of bits: nothing that takes no more costs less."""
     several = [options(*each) for each in pairs]

@@ -32,7 +32,8 @@ BILINEAR = {
     "conv 1d": ("Conv", "x w", (2, 5, 19), (6, 5, 7), {"pads": [2, 3], "strides": [2]}),
     "conv 2d": ("Conv", "x w", (2, 4, 9, 8), (6, 4, 3, 2), {"pads": [1, 0, 1, 1], "strides": [2, 1]}),
     "conv 2d dilated groups": ("Conv", "x w", (2, 6, 9, 9), (4, 3, 3, 3), {"group": 2, "dilations": [2, 2]}),
-    "conv 2d same": ("Conv", "x w", (2, 4, 7, 7), (6, 4, 3, 3), {"auto_pad": "SAME_LOWER", "strides": [2, 2]}),
+    "conv 2d same": ("Conv", "x w", (2, 4, 7, 7), (6, 4, 3, 3),
+                     {"auto_pad": "SAME_LOWER", "strides": [2, 2]}),
     "conv depthwise": ("Conv", "x w", (2, 6, 8, 8), (12, 1, 3, 3), {"group": 6}),
     "conv 3d": ("Conv", "x w", (2, 3, 5, 6, 7), (4, 3, 2, 3, 2), {"strides": [1, 2, 1]}),
     "conv pointwise": ("Conv", "x w", (2, 40, 4, 4), (6, 40, 1, 1), {}),
@@ -59,6 +60,15 @@ BILINEAR = {
     "einsum dots implicit": ("Einsum", "x w", (2, 3, 20), (20, 6), {"equation": "...d,df"}),
     "einsum summed away": ("Einsum", "x w", (3, 4, 20), (20, 6), {"equation": "abd,df->bf"}),
 }
+
+STEPS, BATCH, FEATURES, HIDDEN = 5, 3, 7, 4
+GATES = {"LSTM": 4, "GRU": 3, "RNN": 1}
+KINDS = [(op, direction, layout, lengths, initial, attributes)
+         for op, extra in (("LSTM", {}), ("RNN", {}), ("GRU", {}), ("GRU", {"linear_before_reset": 1}),
+                           ("GRU", {"clip": 0.3, "activations": ["HardSigmoid", "Tanh"]}))
+         for direction in ("forward", "reverse", "bidirectional")
+         for layout, lengths, initial in ((0, False, False), (0, True, True), (1, True, True))
+         for attributes in [extra]]
 
 
 def build(kind, array):
@@ -142,22 +152,13 @@ def test_large_inputs_come_in_pieces():
 
 # -- recurrent layers ----------------------------------------------------------------------------------------
 
-STEPS, BATCH, FEATURES, HIDDEN = 5, 3, 7, 4
-GATES = {"LSTM": 4, "GRU": 3, "RNN": 1}
-KINDS = [(op, direction, layout, lengths, initial, attributes)
-         for op, extra in (("LSTM", {}), ("RNN", {}), ("GRU", {}), ("GRU", {"linear_before_reset": 1}),
-                           ("GRU", {"clip": 0.3, "activations": ["HardSigmoid", "Tanh"]}))
-         for direction in ("forward", "reverse", "bidirectional")
-         for layout, lengths, initial in ((0, False, False), (0, True, True), (1, True, True))
-         for attributes in [extra]]
-
-
 def recurrent(op, direction, layout, lengths, initial, attributes):
     """(model that gives Y, feeds, the arrays W, R, B)."""
     count, gates = 2 if direction == "bidirectional" else 1, GATES[op] * HIDDEN
     if "activations" in attributes:
         attributes = attributes | {"activations": attributes["activations"] * count}
-    w, r = (rng(s).standard_normal((count, gates, k)).astype(np.float32) for s, k in ((1, FEATURES), (2, HIDDEN)))
+    w, r = (rng(seed).standard_normal((count, gates, k)).astype(np.float32)
+            for seed, k in ((1, FEATURES), (2, HIDDEN)))
     b = rng(3).standard_normal((count, 2 * gates)).astype(np.float32)
     x = rng(4).standard_normal((STEPS, BATCH, FEATURES)).astype(np.float32)
     h = rng(5).standard_normal((count, BATCH, HIDDEN)).astype(np.float32)
@@ -169,7 +170,8 @@ def recurrent(op, direction, layout, lengths, initial, attributes):
     layer = node(op, names, ["y"], hidden_size=HIDDEN, direction=direction, layout=layout, **attributes)
     kinds = {"n": T.INT32}
     inputs = [value(name, array.shape, kinds.get(name, T.FLOAT)) for name, array in feeds.items()]
-    return model([layer], inputs, [value("y", None)], {"w": w, "r": r, "b": b}, opset=22, ir=10), feeds, (w, r, b)
+    tensors = {"w": w, "r": r, "b": b}
+    return model([layer], inputs, [value("y", None)], tensors, opset=22, ir=10), feeds, (w, r, b)
 
 
 def states_before(proto, feeds, layout, backwards, direction):
@@ -226,7 +228,8 @@ def test_states_are_those_before_each_step(kind):
         np.testing.assert_allclose(states[2 * d if scaled else d], wanted, atol=1e-6)
         if scaled:
             reset = slice(HIDDEN, 2 * HIDDEN)
-            gate = x[active] @ w[d, reset].T + wanted @ r[d, reset].T + b[d, reset] + b[d, 4 * HIDDEN:5 * HIDDEN]
+            gate = x[active] @ w[d, reset].T + wanted @ r[d, reset].T
+            gate += b[d, reset] + b[d, 4 * HIDDEN:5 * HIDDEN]
             if "clip" in attributes:
                 gate = np.clip(np.clip(gate, -0.3, 0.3) * 0.2 + 0.5, 0, 1)
             else:

@@ -61,15 +61,15 @@ def test_no_layer_is_worse_than_direct_cast_and_every_row_says_why(kind):
         if not row.quantised or row.errors is None:
             assert row.reason or row.errors is not None or row.where or row.shared, row
             continue
-        assert row.errors.error <= min(row.errors.rtn_error, max(row.errors.asked_error, row.errors.rtn_error))
+        assert row.errors.error <= row.errors.rtn_error
         assert row.errors.held > 0 and row.errors.rows > 0 and row.errors.signal > 0
 
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.share(4)
-@pytest.mark.parametrize("method, dtype", [("gptq", "int4"), ("qronos", "nvfp4"), ("ed", "mx6"), ("ed", "uint4"),
-                                           ("ed", "mxfp4_16x16"), ("ed", "bitnet"), ("qronos", "int8"),
-                                           ("ed", "e4m3fn"), ("ed", "cb42f1346"), ("ed", "mxfp4_2of4")])
+@pytest.mark.parametrize("method, dtype", [
+    ("gptq", "int4"), ("qronos", "nvfp4"), ("ed", "mx6"), ("ed", "uint4"), ("ed", "mxfp4_16x16"),
+    ("ed", "bitnet"), ("qronos", "int8"), ("ed", "e4m3fn"), ("ed", "cb42f1346"), ("ed", "mxfp4_2of4")])
 def test_other_methods_and_data_types(kind, method, dtype):
     """Every family of data types on every kind of layer, those included that span products and are cast."""
     _, feeds, report = diffused(kind, "float", method, dtype)
@@ -81,7 +81,8 @@ def test_other_methods_and_data_types(kind, method, dtype):
 def test_a_tied_table_is_cast_directly_and_stays_one_tensor():
     proto, _, report = diffused("gather_tied", "native")
     table, *_, last = report.rows
-    assert (table.op, table.method, last.method) == ("Gather", "rtn", "rtn") and last.shared == (table.output,)
+    assert (table.op, table.method, last.method) == ("Gather", "rtn", "rtn")
+    assert last.shared == (table.output,)
     assert "lookup table" in table.reason and "lookup table" in last.reason
     codes = [t.name for t in report.model.graph.initializer if t.name.endswith("_quantized")]
     assert len(codes) == len({row.tensor for row in report.rows if row.first and row.quantised})
@@ -103,7 +104,8 @@ def test_bodies_are_cast_directly_and_said_to_be(kind):
 
 def test_what_no_output_depends_on_is_cast_directly():
     from onnx_models import model, node, rng, weight
-    proto = model([node("MatMul", ["x", "a"], ["y"], name="used"), node("MatMul", ["x", "b"], ["z"], name="idle")],
+    proto = model([node("MatMul", ["x", "a"], ["y"], name="used"),
+                   node("MatMul", ["x", "b"], ["z"], name="idle")],
                   {"x": [None, 40]}, {"y": [None, 5]}, {"a": weight(40, 5), "b": weight(40, 6)})
     report = refq.quantize_model(proto, None, calibration=data(lambda seed, count: {
         "x": rng(seed).standard_normal((count, 40)).astype(np.float32)}))

@@ -31,8 +31,9 @@ def test_what_fits_is_kept_and_what_does_not_goes_to_disk(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("array", [np.float32(3.5).reshape(()), np.zeros((0, 3)), np.arange(6).reshape(2, 3).T,
-                                   np.array([True, False]), np.arange(5, dtype=np.float16)],
+@pytest.mark.parametrize("array", [np.float32(3.5).reshape(()), np.zeros((0, 3)),
+                                   np.arange(6).reshape(2, 3).T, np.array([True, False]),
+                                   np.arange(5, dtype=np.float16)],
                          ids=["scalar", "empty", "transposed", "bool", "half"])
 def test_every_shape_and_dtype_comes_back(array):
     with Store(0) as store:

@@ -132,7 +132,8 @@ def test_of_too_few_rows_none_are_held_back():
 def test_which_batches_are_held_back(count, held):
     proto, _ = perceptron()
     report = refq.quantize_model(proto, None, "mxfp4", "ed", reader(batches(count, (7, 20))))
-    assert report.rows[0].errors.held == 7 * len(held) and f"{len(held)} of them held back" in report.calibration
+    assert report.rows[0].errors.held == 7 * len(held)
+    assert f"{len(held)} of them held back" in report.calibration
 
 
 def test_direct_cast_stands_where_it_is_better():
@@ -199,7 +200,8 @@ def test_layers_that_meet_the_same_inputs_share_their_sums(monkeypatch):
     """x a and x b are two layers on one input; x turned is another, and so is a Conv with another window."""
     count = []
     whole = Walk._summed
-    monkeypatch.setattr(Walk, "_summed", lambda self, form, step: count.append(form) or whole(self, form, step))
+    monkeypatch.setattr(Walk, "_summed",
+                        lambda self, form, step: count.append(form) or whole(self, form, step))
     tensors = {name: weight(20, 20, seed=seed) for seed, name in enumerate("abc")}
     proto = model([node("MatMul", ["x", "a"], ["p"]), node("MatMul", ["x", "b"], ["q"]),
                    node("Gemm", ["x", "c"], ["r"], transA=1), node("Add", ["p", "q"], ["y"])],
@@ -215,7 +217,8 @@ def test_layers_that_meet_the_same_inputs_share_their_sums(monkeypatch):
     count.clear()
     convs = {"v": weight(4, 3, 3, 3), "w": weight(5, 3, 3, 3, seed=2)}
     for strides, sets in (([1, 1], 1), ([2, 2], 2)):
-        proto = model([node("Conv", ["x", "v"], ["p"], strides=[1, 1]), node("Conv", ["x", "w"], ["q"], strides=strides)],
+        proto = model([node("Conv", ["x", "v"], ["p"], strides=[1, 1]),
+                       node("Conv", ["x", "w"], ["q"], strides=strides)],
                       {"x": [None, 3, 9, 9]}, [value("p", None), value("q", None)], convs)
         refq.quantize_model(proto, None, "mxfp4", "ed", reader(batches(4, (2, 3, 9, 9))))
         assert len(count) == sets
@@ -332,7 +335,8 @@ def test_a_killed_process_can_be_resumed(tmp_path, kind):
                "--calibration", str(tmp_path / "data.npz")]
     path = tmp_path / "b.onnx"
     subprocess.run([*command, "-o", str(tmp_path / "a.onnx")], check=True, capture_output=True, timeout=120)
-    run = subprocess.Popen([*command, "-o", str(path)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    run = subprocess.Popen([*command, "-o", str(path)], stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+                           text=True)
     folder = tmp_path / "b.onnx.refq-resume"
     for _ in range(1200):
         if len(list(folder.glob("0*.npz"))) >= 2:
@@ -375,8 +379,9 @@ def test_rules_give_layers_their_own_types():
     ({"rules": ["one=mxfp5"]}, "mxfp5"), ({"rules": ["one"]}, "is not 'pattern=dtype'"),
     ({"rules": ["one="]}, "is not 'pattern=dtype'"), ({"rules": ["one=mxfp4:magic"]}, "magic"),
     ({"dtype": "mxfp4,int4"}, "no budget to choose"), ({"method": "magic"}, "method 'magic' is not known"),
-    ({"budget": 3.0}, "budget of 3 bits per weight is below 4.456"), ({"engine": "abacus"}, "engine 'abacus'"),
-    ({"memory": "lots"}, "memory 'lots' is no number of bytes"), ({"workers": 0}, "0 workers"),
+    ({"budget": 3.0}, "budget of 3 bits per weight is below 4.456"),
+    ({"engine": "abacus"}, "engine 'abacus'"), ({"workers": 0}, "0 workers"),
+    ({"memory": "lots"}, "memory 'lots' is no number of bytes"),
 ])
 def test_what_makes_no_sense_is_refused(options, words):
     proto, _ = perceptron()
@@ -388,7 +393,8 @@ def test_what_makes_no_sense_is_refused(options, words):
 def test_methods_that_look_at_activations_need_some():
     proto, _ = perceptron()
     for method in ("ed", "gptq", "qronos"):
-        with pytest.raises(InputError, match=f"method '{method}'.*no calibration data: give.*or take method 'rtn'"):
+        words = f"method '{method}'.*no calibration data: give.*or take method 'rtn'"
+        with pytest.raises(InputError, match=words):
             refq.quantize_model(proto, None, "mxfp4", method)
     with pytest.raises(InputError, match="a budget needs data"):
         refq.quantize_model(proto, None, "mxfp4", "rtn", budget=5)
@@ -468,8 +474,8 @@ def test_activations_that_are_not_finite_are_refused_with_the_layer(tmp_path):
 def test_the_run_tells_what_it_needs_and_how_far_it_is():
     proto, _ = perceptron()
     said, told = [], []
-    refq.quantize_model(proto, None, "mxfp4", calibration=reader(batches()), keep_float="three", say=said.append,
-                        progress=lambda *facts: told.append(facts))
+    refq.quantize_model(proto, None, "mxfp4", calibration=reader(batches()), keep_float="three",
+                        say=said.append, progress=lambda *facts: told.append(facts))
     assert "kept float by 'three'" in said[0] and said[-1].startswith("memory: about")
     done, total, words = told[-1]
     assert done == total > 0 and words.startswith("two: ") and "of the error of rtn" in words
@@ -477,7 +483,8 @@ def test_the_run_tells_what_it_needs_and_how_far_it_is():
 
 def test_the_file_says_how_it_was_made():
     proto, _ = perceptron()
-    made = refq.quantize_model(proto, None, "mxfp4", calibration=reader(batches()), rules="two=int8:rtn").model
+    made = refq.quantize_model(proto, None, "mxfp4", calibration=reader(batches()),
+                               rules="two=int8:rtn").model
     facts = {entry.key: entry.value for entry in made.metadata_props}
     assert facts["refq.version"] == refq.__version__ and facts["refq.method"] == "ed"
     assert json.loads(facts["refq.layers"]) == {"h": "mxfp4:ed", "s": "int8:rtn", "y": "mxfp4:ed"}

@@ -1,8 +1,9 @@
 """Data types by layer under a budget of bits, from how much each layer disturbs the model's outputs.
 
 For every layer and data type the model runs once on the first batch with that layer alone cast directly: the
-noise of the outputs over their power is what the layer costs. Costs of layers are taken to add up, and bits go
-where they buy most: along the lower convex hull of each layer's (bits, cost), steepest step first. Spec: MODEL-7.
+noise of the outputs over their power is what the layer costs. Costs of layers are taken to add up, and bits
+go where they buy most: along the lower convex hull of each layer's (bits, cost), steepest step first.
+Spec: MODEL-7.
 """
 
 import heapq
@@ -29,10 +30,10 @@ class Option:
 
 
 def within_budget(budget: float, candidates: list[Block], resolved, graph: Graph, run, casting, tell):
-    """The sites with choices of at most `budget` bits per weight on average; what a rule names keeps its type.
+    """The sites with choices of at most `budget` bits per weight on average.
 
-    run: refq.models.calibrate.Calibration, started. Raises InputError where even the smallest data types take
-    more.
+    What a rule names keeps its type, and counts. run: refq.models.calibrate.Calibration, started. Raises
+    InputError where even the smallest data types take more.
     """
     groups = grouped(resolved)
     options = _measured(groups, candidates, graph, run, casting, tell)
@@ -95,10 +96,10 @@ def _slope(ladder: list[Option], place: int) -> tuple[float, float]:
 # -- measuring -----------------------------------------------------------------------------------------------
 
 def _measured(groups: list[Group], candidates, graph: Graph, run, casting, tell) -> list[list[Option]]:
-    """The options of every group. A weight whose effect cannot be measured (of a body) costs its squared error
-    over its power."""
+    """The options of every group. A weight whose effect cannot be measured, as only bodies use it or nothing
+    does, costs its squared error over its power."""
     engine, options = run.engine, [[] for _ in groups]
-    at: dict[str, int] = {}
+    at: dict[str, list[int]] = {}
     order = {name: key_of(step.node) for step in engine.steps() for name in step.node.output}
     for number, group in enumerate(groups):
         keys = [order[site.key] for site in group.sites if site.key in order and not site.in_body]
@@ -107,16 +108,15 @@ def _measured(groups: list[Group], candidates, graph: Graph, run, casting, tell)
 
     def measure(number, values, rest):
         nonlocal done
-        group = groups[number]
-        matrix = read_weight(graph, group.first)
+        group, site = groups[number], groups[number].first
+        matrix = read_weight(graph, site)
         for block in candidates if group.choice.origin == DEFAULT else [group.choice.block]:
             tell(done, len(groups), f"sensitivity of {group.name}: {block.name}")
-            axis = group.first.view.axes(group.first.stored_shape) if isinstance(block.tile, tuple) \
-                else group.first.view.axis
+            axis = site.view.axes(site.stored_shape) if isinstance(block.tile, tuple) else site.view.axis
             q = casting(matrix, block, axis)
-            effective = restored(q, group.first.type)
+            effective = restored(q, site.type)
             cost = _noise(matrix, effective) if values is None else _disturbance(
-                engine, exact, values, rest, group, group.first.view.restore(effective, group.first.stored_shape))
+                engine, exact, values, rest, group, site.view.restore(effective, site.stored_shape))
             options[number].append(Option(block, float(q.bits_per_value) * matrix.size, cost))
         done += 1
 

@@ -1,8 +1,9 @@
 """Error diffusion over a whole model: the walk, and at each layer the weights coded by what it meets.
 
-Which weights are diffused: those of layers in the main graph that sum over them. Tables, weights that bodies of
-If, Loop and Scan use, and those of layers whose outputs nothing uses are cast directly, before the walk; a
-weight that several layers share gets its codes from the first of them in the order of running. Spec: MODEL-1 to MODEL-6.
+Which weights are diffused: those of layers in the main graph that sum over them. Tables, weights that bodies
+of If, Loop and Scan use, and those of layers whose outputs nothing uses are cast directly, before the walk. A
+weight that several layers share gets its codes from the first of them in the order of running.
+Spec: MODEL-1 to MODEL-6.
 """
 
 import math
@@ -32,8 +33,9 @@ from refq.models.workers import Workers, give_back_memory
 
 UNITS = {"": 1, "k": 10 ** 3, "m": 10 ** 6, "g": 10 ** 9, "t": 10 ** 12}
 COPIES = 12                 # float64 arrays of the size of a weight that coding it takes, about
-DIRECT = {"table": "a lookup table: cast directly", "body": "used in the body of a control-flow operator: cast "
-          "directly", "unused": "no output of the model depends on it: cast directly"}
+DIRECT = {"table": "a lookup table: cast directly",
+          "body": "used in the body of a control-flow operator: cast directly",
+          "unused": "no output of the model depends on it: cast directly"}
 
 
 @dataclass(frozen=True)
@@ -122,7 +124,7 @@ def ready_model(graph: Graph) -> files.Source:
 
 
 class Calibration:
-    """One run over calibration data, as a context: engine, activations and threads live as long as it does."""
+    """One run over calibration data, as a context: activations and threads live as long as it does."""
 
     def __init__(self, graph: Graph, options: Options):
         self.graph, self.options, self.digest = graph, options, ""
@@ -147,8 +149,12 @@ class Calibration:
         return self.data.notes
 
     def code(self, weights, checkpoint: Checkpoint | None, facts: dict[str, str] | None, say, tell) -> None:
-        """Code all weights (refq.models.quantize.Weights). facts: what decides the result, for the checkpoint.
-        say: given what will be needed, before the work. tell: of progress, as by refq.models.progress."""
+        """Code all weights.
+
+        weights: refq.models.quantize.Weights, which takes the codes. facts: what decides the result, for the
+        checkpoint. say: is given what will be needed, before the work. tell: is told of progress, as
+        refq.models.progress.teller makes it.
+        """
         for group in weights.groups:
             weights.matrix(group)                           # what is not finite is said now, not after hours
         direct, forms = sort_groups(weights.groups, self.engine)
@@ -158,6 +164,7 @@ class Calibration:
         self.walk.quantised = self._with_bodies(bodies, seen)
         for number in direct.keys() - bodies.keys():
             self.walk.override(weights.groups[number], seen[number])
+        del seen                                            # it holds whole tables
         at = self._plan({number: weights.groups[number] for number in forms.keys() - direct.keys()}, forms)
         say(self.memory_words())
         if checkpoint:
@@ -203,7 +210,7 @@ class Calibration:
                 task.rows = task.form.row_count(values[step.node.output[0]]) * self.walk.count
                 at.setdefault(key_of(step.node), []).append(task)
         self._alive = self.walk.probe(look)
-        if self.walk.labels[0] is not None:                 # labels that do not fit, said now and not at the end
+        if self.walk.labels[0] is not None:             # labels that do not fit: said now, not at the end
             outputs = {name: found.get(name, self.engine.constants.get(name)) for name in self.engine.outputs}
             Comparer(self.engine.model).check(self.walk.labels[0], outputs)
         for tasks in at.values():
@@ -246,8 +253,9 @@ class Calibration:
             return self.walk.inputs(task.form, step)
         except InputError as error:
             site = task.form.site
-            raise InputError(f"the inputs of {site.node.op} {site.node.title!r} (x in the float model, x_hat in "
-                             f"the quantised one): {error}. Repair the data, or keep layers before it float") from error
+            raise InputError(
+                f"the inputs of {site.node.op} {site.node.title!r} (x in the float model, x_hat in the "
+                f"quantised one): {error}. Repair the data, or keep layers before it float") from error
 
     def words(self, source, target) -> dict:
         """What the report says of the run: calibration, memory and comparison of Report."""

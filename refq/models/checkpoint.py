@@ -29,16 +29,16 @@ NUMBERS = ("rows", "held", "seconds")
 class Checkpoint:
     """The folder of one run.
 
-    output: the model to be written. resume: whether to go on with a run that was interrupted. Raises InputError
-    where there is one and resume is not said, and where there is none and it is.
+    output: the model to be written. resume: whether to go on with a run that was interrupted. Raises
+    InputError where there is one and resume is not said, and where there is none and it is.
     """
 
     def __init__(self, output, resume: bool):
         self.folder = Path(f"{output}{SUFFIX}")
         self.record = self.folder / SETTINGS
         if self.record.is_file() and not resume:
-            raise InputError(f"{str(self.folder)!r} holds an unfinished run for this output; go on with it by "
-                             "--resume, or remove the folder to begin anew")
+            raise InputError(f"{str(self.folder)!r} holds an unfinished run for this output; go on with it "
+                             "by --resume, or remove the folder to begin anew")
         if resume and not self.record.is_file():
             raise InputError(f"there is nothing to resume: {str(self.folder)!r} holds no unfinished run")
 

@@ -17,6 +17,7 @@ from refq.models.weights import WeightSite
 
 FLOAT = "float"             # in place of a data type: the weight stays as it is
 DEFAULT = "default"
+TRIAL = np.ones((2, 2), np.float32)     # an array that every data type can be cast to
 
 
 @dataclass(frozen=True)
@@ -69,9 +70,9 @@ class Rules:
     """The default and the rules of one run, checked before a file is opened.
 
     dtype: a data type or "float". method: a key of METHODS. rules: "pattern=dtype" or "pattern=dtype:method",
-    or pairs (pattern, "dtype[:method]"); of several that match a layer the last counts. keep_float: patterns of
-    layers that stay as they are whatever the rules say. Patterns are globs over node names, output names and
-    weight names. Raises InputError for unknown names.
+    or pairs (pattern, "dtype[:method]"); of several that match a layer the last counts. keep_float: patterns
+    of layers that stay as they are whatever the rules say. Patterns are globs over node names, output names
+    and weight names. Raises InputError for unknown names.
     """
 
     def __init__(self, dtype, method: str, rules=(), keep_float=(), casting: Casting = Casting()):
@@ -94,7 +95,7 @@ class Rules:
         if dtype == FLOAT:
             return Choice(None, method, origin)
         block = data_type(dtype)
-        self.casting(np.ones((2, 2), np.float32), block, -1)        # does it take the rounding and the recipe?
+        self.casting(TRIAL, block, -1)          # does it take the rounding and the recipe?
         return Choice(block, method, origin)
 
     @property
@@ -104,7 +105,7 @@ class Rules:
 
     def cast_words(self, candidates=()) -> dict[str, str]:
         """{"rounding": ..., "recipe": ...} of the data types named, for the report."""
-        tried = [self.casting(np.ones((2, 2), np.float32), block, -1) for block in (*candidates, *self.blocks)]
+        tried = [self.casting(TRIAL, block, -1) for block in (*candidates, *self.blocks)]
         return {"rounding": ", ".join(dict.fromkeys(q.rounding for q in tried)),
                 "recipe": ", ".join(dict.fromkeys(q.recipe for q in tried if q.dtype.scale))}
 

@@ -26,7 +26,7 @@ Read = Callable[[int], np.ndarray | None]       # operand number -> its value in
 
 @dataclass(frozen=True)
 class Part:
-    """Rows of the matrix, by an index into [..., rows, columns], and the number of the product they are of."""
+    """Rows of the matrix, by an index into [..., rows, columns], and the number of their product."""
 
     where: tuple
     product: int
@@ -138,7 +138,8 @@ class EinsumForm(Form):
         wanted = batch + "".join(label for label in result if label not in batch + rows) + summed
         alone = "".join(label for label in summed if label not in "".join(terms))
         if alone:                               # sums over the weight by itself: every row meets ones
-            terms, others = [*terms, alone], [*others, np.ones([sizes[label] for label in alone], others[0].dtype)]
+            ones = np.ones([sizes[label] for label in alone], others[0].dtype)
+            terms, others = [*terms, alone], [*others, ones]
         x = np.einsum(f"{','.join(terms)}->{wanted}", *others)
         yield from _cut(x.reshape(self.products, -1, self.columns))
 
@@ -182,8 +183,8 @@ class ConvForm(Form):
 
     def meets(self):
         node, taps = self.site.node, self.site.stored_shape[2:]
-        return node.op, node.proto.input[0], taps, self.products, str(self._attributes(*SHAPED)), \
-            self.columns
+        attributes = str(self._attributes(*SHAPED))
+        return node.op, node.proto.input[0], taps, self.products, attributes, self.columns
 
     def _columns(self, taps: list[np.ndarray]) -> np.ndarray:
         """Taps [N, C, places...] as [groups, N * places, C / groups * taps]."""
@@ -214,12 +215,12 @@ class ConvTransposeForm(ConvForm):
 
     def _window(self, x):
         spatial = x.shape[2:]
-        win, out = transposed_window(spatial, self.site.stored_shape[2:],
-                                     **self._attributes(*SHAPED))
+        win, out = transposed_window(spatial, self.site.stored_shape[2:], **self._attributes(*SHAPED))
         reach = [(taps - 1) * dilation for taps, dilation in zip(win.kernel, win.dilations)]
         room = np.zeros((*x.shape[:2], *(size + more for size, more in zip(out, reach))), x.dtype)
         inside, taken = [], []
-        for size, stride, before, more, length in zip(spatial, win.strides, win.before, reach, room.shape[2:]):
+        axes = zip(spatial, win.strides, win.before, reach, room.shape[2:])
+        for size, stride, before, more, length in axes:
             places = [i for i in range(size) if 0 <= i * stride - before + more < length]
             start = places[0] * stride - before + more if places else 0
             inside.append(slice(start, start + (len(places) - 1) * stride + 1 if places else 0, stride))

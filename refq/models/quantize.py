@@ -41,16 +41,16 @@ def quantize_model(model_input, model_output=None, dtype="mxfp4", method="ed", c
     """Quantise the weights of an ONNX model, each along the axis that its layer sums over.
 
     model_input: a path or a ModelProto (which is not changed). model_output: a path, or None: the result is
-    then Report.model. dtype: a data type (refq.data_type), or "float" to leave all that no rule names. method:
-    a key of refq.diffusion's METHODS: "ed", "gptq", "qronos" look at activations, "rtn" casts directly.
-    calibration: the data they look at, as refq.models.data.batches takes it: a file, a folder,
+    then Report.model. dtype: a data type (refq.data_type), or "float" to leave all that no rule names.
+    method: a key of refq.diffusion's METHODS: "ed", "gptq", "qronos" look at activations, "rtn" casts
+    directly. calibration: the data they look at, as refq.models.data.batches takes it: a file, a folder,
     "module:object", an object with get_next(), "random". rules: "pattern=dtype" or "pattern=dtype:method",
-    the last that matches counts; keep_float: patterns of layers to leave; patterns are globs over node names,
-    output names and weight names. budget: average bits per weight: of the data types in `dtype` (a list, or
-    names with commas between; a single one: mxfp4, mxfp6, mxfp8) each layer gets one by how much it disturbs
-    the model's outputs.
-    export: "native" (packed standard types, the smallest file), "portable" (runs in onnxruntime's CPU kernels)
-    or "float" (dequantised values); a data type that ONNX cannot express so is written in the next of these.
+    the last that matches counts; keep_float: patterns of layers to leave, whatever rules say; patterns are
+    globs over node names, output names and weight names. budget: average bits per weight: of the data types
+    in `dtype` (a list, or names with commas between; where it is a single one, of mxfp4, mxfp6 and mxfp8)
+    each layer gets one by how much it disturbs the model's outputs. export: "native" (packed standard types,
+    the smallest file), "portable" (runs in onnxruntime's CPU kernels) or "float" (dequantised values); a data
+    type that ONNX cannot express so is written in the next of these.
     rounding: of the elements, None for the recipe's. recipe: of the data types, None for their own.
     labels, batch: as refq.models.data.batches takes them. engine: "numpy" or "onnxruntime". memory: of
     activations, in bytes or as "512M"; beyond it they go to disk. workers: threads, None for all processors.
@@ -59,9 +59,11 @@ def quantize_model(model_input, model_output=None, dtype="mxfp4", method="ed", c
 
     Returns a Report with one row per weight-bearing node. A file that exists at model_output is replaced only
     once the new one is complete: written, checked, read back and compared weight by weight. Same input, same
-    bytes, for any number of workers. Raises InputError for a model that cannot be read or run or has no weight
-    to quantise, for data that does not fit it, for a weight with a NaN or an infinity, for unknown names, for
-    patterns that match nothing, and when the output would overwrite the input. Spec: MODEL-1 to MODEL-7.
+    bytes, for any number of workers. Raises InputError for a model that cannot be read or run or has no
+    weight to quantise, for data that does not fit it, for a weight with a NaN or an infinity, for unknown
+    names, for patterns that match nothing, for a budget that nothing fits into, where an interrupted run
+    stands in the way or is not there to resume, and when the output would overwrite the input.
+    Spec: MODEL-1 to MODEL-7.
     """
     began, say = time.perf_counter(), say or (lambda text: None)
     casting, warnings = Casting(rounding, recipe), []
@@ -87,14 +89,16 @@ def quantize_model(model_input, model_output=None, dtype="mxfp4", method="ed", c
             warnings += [note for note in run.start() if note not in warnings]
         if budget is not None:
             resolved = within_budget(float(budget), candidates, resolved, graph, run, casting, tell)
-            warnings.append(f"each layer's data type was chosen within a budget of {budget:g} bits per weight")
+            warnings.append(f"each layer's data type was chosen within a budget of {budget:g} bits per "
+                            "weight")
         if rules.rules or budget is not None:
             say(choices.table(resolved))
         graph, resolved, plans = _raised(source, graph, resolved, export, warnings)
         spool = stack.enter_context(Spool(model_output))
         weights = Weights(graph, resolved, plans, casting, spool)
         if run:
-            facts = {**settings, "rules": json.dumps(weights.choices), "labels": str(labels), "engine": engine}
+            facts = {**settings, "rules": json.dumps(weights.choices), "labels": str(labels),
+                     "engine": engine}
             run.code(weights, checkpoint, checkpoint and facts_of(source, run.digest, facts), say, tell)
         else:
             for number, group in enumerate(weights.groups):
@@ -120,8 +124,8 @@ def _candidates(dtype, budget) -> tuple[list[Block], object]:
     names = list(names) if isinstance(names, (list, tuple)) else [names]
     if budget is None:
         if len(names) > 1:
-            raise InputError(f"{len(names)} data types, {', '.join(map(str, names))}, and no budget to choose "
-                             "by; give one data type, or a budget")
+            raise InputError(f"{len(names)} data types, {', '.join(map(str, names))}, and no budget to "
+                             "choose by; give one data type, or a budget")
         return [], names[0]
     blocks = [data_type(name) for name in (names if len(names) > 1 else LADDER)]
     return blocks, blocks[0]
@@ -137,8 +141,8 @@ def _options(rules: Rules, calibration, budget, engine, memory, workers, labels,
     if asked := sorted({choice.method for choice in (rules.default, *rules.rules)
                         if choice.block and METHODS[choice.method].plan}):
         raise InputError(f"method {asked[0]!r} codes weights by the activations they meet, and there is no "
-                         f"calibration data: give some ({model_data.KINDS}), or take method 'rtn', the direct "
-                         "cast, which needs none")
+                         f"calibration data: give some ({model_data.KINDS}), or take method 'rtn', the "
+                         "direct cast, which needs none")
     return None
 
 
@@ -157,8 +161,10 @@ def _require_some(resolved) -> None:
 
 
 def _raised(source, graph: Graph, resolved, export: str, warnings):
-    """(the model at the opset that its new weights need, its sites, plans by data type): where the opset cannot
-    be raised, weights that need it are written as float."""
+    """(the model at the opset that its new weights need, its sites, plans by data type).
+
+    Where the opset cannot be raised, weights that need it are written as float.
+    """
     blocks = {choice.block.name: choice.block for site, choice in resolved if site.view}
     plans = {name: plan(block, export) for name, block in blocks.items()}
 
@@ -293,6 +299,7 @@ def _row_of(site: WeightSite, members, row: Row) -> Row:
     """The row of one of the layers that share a weight."""
     own = _skipped(site)
     return replace(row, node=own.node, op=own.op, output=own.output, tensor=own.tensor, where=own.where,
-                   shape=own.shape, reached=own.reached, axis=site.view.axis if row.quantised else None, first=site is members[0],
+                   shape=own.shape, reached=own.reached, axis=site.view.axis if row.quantised else None,
+                   first=site is members[0],
                    reason="; ".join(filter(None, (row.reason, site.note))),
                    shared=tuple(other.key for other in members if other is not site))

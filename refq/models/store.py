@@ -1,4 +1,4 @@
-"""Activations of all calibration batches: in memory up to a limit, beyond it in files of a folder of their own."""
+"""Activations of all calibration batches: in memory up to a limit, beyond it in files."""
 
 import itertools
 import tempfile

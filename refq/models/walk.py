@@ -19,9 +19,9 @@ from refq.models.layers import Form
 from refq.models.store import Store
 from refq.models.workers import Workers
 
-HOLD_BACK = 4               # of so many batches one is held back; of one batch, of so many rows of a layer one
+HOLD_BACK = 4               # of so many batches one is held back; of a single batch, one of so many rows
 FLOAT, HAT = "float", "quantised"
-SMALL = 1 << 20             # numbers of a sum, up to which each task may have one of its own
+SMALL = 1 << 20             # numbers in the sums of a layer, up to which each task has sums of its own
 
 
 @dataclass(frozen=True)
@@ -62,8 +62,10 @@ class Walk:
         self._constants = _changed(self.engine, engine)
 
     def override(self, group: Group, seen) -> None:
-        """Let every layer of a group in the main graph read its new weight in the quantised stream. seen: site
-        -> array, or None where the weight stays."""
+        """Let every layer of a group in the main graph read its new weight in the quantised stream.
+
+        seen: site -> array, or None where the weight stays.
+        """
         for site in group.sites if seen else ():
             if site.key in self._keys:
                 reads = self.overrides.setdefault(self._keys[site.key], {})
@@ -167,8 +169,11 @@ class Walk:
     # -- what a layer meets ----------------------------------------------------------------------------------
 
     def inputs(self, form: Form, step: Step) -> Inputs:
-        """The sums over a layer's inputs in both streams, after run_float of its node. Those of the last layer are
-        kept for the next, which often meets the same, as the projections of an attention do."""
+        """The sums over a layer's inputs in both streams, after run_float of its node.
+
+        Those of the last layer are kept for the next, which often meets the same, as the projections of an
+        attention do.
+        """
         met = form.meets()
         if met is None or met != self._met:
             self._met = self._inputs = None                     # not two at a time
@@ -177,7 +182,8 @@ class Walk:
 
     def _summed(self, form: Form, step: Step) -> Inputs:
         found = Inputs(*(GramStack(form.products, form.columns) for _ in range(2)))
-        tasks = [(found.held if self.held(block[0]) else found.fit, block) for block in self._blocks(form, step)]
+        blocks = self._blocks(form, step)
+        tasks = [(found.held if self.held(block[0]) else found.fit, block) for block in blocks]
         if self.count == 1:
             for x, hat in self._pieces(form, step, 0):
                 cut = x.shape[1] - x.shape[1] // HOLD_BACK

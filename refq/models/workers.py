@@ -16,16 +16,16 @@ def processors() -> int:
 
 
 def give_back_memory() -> None:
-    """Let the system have what was freed: the allocator of glibc keeps it, for each thread apart, and grows."""
+    """Let the system have what was freed: glibc's allocator keeps it, for each thread apart, and grows."""
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if os.name == "posix" else None
     if trim is not None:
         trim(0)
 
 
 class Workers:
-    """A context in which linear algebra has one thread, so that its sums have one order, and tasks have `count`.
+    """A context in which linear algebra has one thread, so that its sums have one order.
 
-    count: None for as many as there are processors. Raises InputError for less than 1.
+    count: threads for tasks, None for as many as there are processors. Raises InputError for less than 1.
     """
 
     def __init__(self, count: int | None = None):
