@@ -225,6 +225,19 @@ def test_layers_that_meet_the_same_inputs_share_their_sums(monkeypatch):
         count.clear()
 
 
+@pytest.mark.parametrize("dtype", ["int4", "mxfp4_16x16"])
+def test_a_layer_that_never_runs_does_not_turn_the_weight_that_it_shares(dtype):
+    """The first layer of the file reads the weight transposed, and nothing reads what it makes."""
+    tensors = {"w": weight(20, 20, seed=1)}
+    live = [node("Transpose", ["w"], ["t"]), node("Gemm", ["x", "w"], ["y"], name="live", transB=1)]
+    idle = [live[0], node("MatMul", ["x", "t"], ["z"], name="idle"), live[1]]
+    reports = [refq.quantize_model(model(nodes, {"x": [None, 20]}, {"y": [None, 20]}, tensors), None, dtype,
+                                   calibration=reader(batches()), export="float") for nodes in (live, idle)]
+    alone, shared = (Engine(report.model).run(batches()[3])["y"] for report in reports)
+    np.testing.assert_array_equal(alone, shared)
+    assert reports[0].rows[-1].errors.error == reports[1].rows[-1].errors.error
+
+
 # -- the same bytes ------------------------------------------------------------------------------------------
 
 @pytest.mark.parametrize("change", [{"workers": 1}, {"workers": 3}, {"memory": 0}, {"memory": "2k"}],

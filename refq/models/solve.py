@@ -65,10 +65,14 @@ def whole_only(block: Block, form: Form) -> str:
 
 def solve(matrix: np.ndarray, direct: Quantized, form: Form, inputs: Inputs, choice: Choice, casting: Casting,
           workers: Workers) -> Coded:
-    """matrix: of the site's view. direct: its direct cast."""
+    """A weight's codes.
+
+    matrix: in the view of any layer that shares the weight; direct: its direct cast. form: of the layer that
+    `inputs` are of. All these layers have one matrix once the axis summed over is the last.
+    """
+    axis = direct.axis[-1] if isinstance(direct.axis, tuple) else direct.axis
     pieces = list(_pieces(form, direct.dtype))
-    source = canonical(matrix, form.axis)
-    made = _Assembly(direct, form.axis)
+    source, made = canonical(matrix, axis), _Assembly(direct, axis)
     settings = {"dtype": choice.block, "method": choice.method, "recipe": casting.recipe,
                 "rounding": casting.rounding, "tensor_scale": direct.tensor_scale}
 
