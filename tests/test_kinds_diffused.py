@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 from kinds import BATCHWISE, KINDS
-from onnx_models import run_onnxruntime
+from onnx_models import model, node, rng, run_onnxruntime, value, weight
 
 import refq
 from refq.models.engine import Engine
@@ -102,8 +102,25 @@ def test_bodies_are_cast_directly_and_said_to_be(kind):
     assert inside and all(row.method == "rtn" and "control-flow" in row.reason for row in inside)
 
 
+def test_what_meets_constants_alone_is_cast_directly_and_in_the_stream():
+    """A convolution of a constant runs once for all; what follows meets what its new weight makes."""
+    proto = model([node("Conv", ["k", "v"], ["c"], name="once"), node("Add", ["x", "c"], ["s"]),
+                   node("Conv", ["s", "w"], ["y"], name="each")],
+                  {"x": [None, 4, 6, 6]}, [value("y", None)],
+                  {"k": weight(1, 4, 8, 8), "v": weight(4, 4, 3, 3, seed=2), "w": weight(4, 4, 3, 3, seed=3)})
+
+    def feeds(seed, count):
+        return {"x": rng(seed).standard_normal((count, 4, 6, 6)).astype(np.float32)}
+    report = refq.quantize_model(proto, None, "int4", calibration=data(feeds), export="float")
+    once, each = report.rows
+    assert (once.method, once.errors, once.reason) == ("rtn", None, "meets constants alone: cast directly")
+    exact, quantised = (Engine(made).run(feeds(HELD, SAMPLES))["y"].astype(np.float64)
+                        for made in (proto, report.model))
+    np.testing.assert_allclose(each.errors.error, np.sum((exact - quantised) ** 2), rtol=1e-5)
+    assert each.errors.inherited_error > 0
+
+
 def test_what_no_output_depends_on_is_cast_directly():
-    from onnx_models import model, node, rng, weight
     proto = model([node("MatMul", ["x", "a"], ["y"], name="used"),
                    node("MatMul", ["x", "b"], ["z"], name="idle")],
                   {"x": [None, 40]}, {"y": [None, 5]}, {"a": weight(40, 5), "b": weight(40, 6)})

@@ -1,8 +1,8 @@
 """Error diffusion over a whole model: the walk, and at each layer the weights coded by what it meets.
 
 Which weights are diffused: those of layers in the main graph that sum over them. Tables, weights that bodies
-of If, Loop and Scan use, and those of layers whose outputs nothing uses are cast directly, before the walk. A
-weight that several layers share gets its codes from the first of them in the order of running.
+of If, Loop and Scan use, and those of layers that meet constants alone or whose outputs nothing uses are cast
+directly, before the walk. A weight that several layers share gets its codes from the first of them in the order of running.
 Spec: MODEL-1 to MODEL-6.
 """
 
@@ -35,6 +35,7 @@ UNITS = {"": 1, "k": 10 ** 3, "m": 10 ** 6, "g": 10 ** 9, "t": 10 ** 12}
 COPIES = 12                 # float64 arrays of the size of a weight that coding it takes, about
 DIRECT = {"table": "a lookup table: cast directly",
           "body": "used in the body of a control-flow operator: cast directly",
+          "constant": "meets constants alone: cast directly",
           "unused": "no output of the model depends on it: cast directly"}
 
 
@@ -97,6 +98,8 @@ def sort_groups(groups: list[Group], engine: Engine) -> tuple[dict[int, str], di
         running = [(order[site.key], place) for place, site in enumerate(group.sites) if site.key in order]
         if any(site.in_body for site in group.sites):
             direct[number] = DIRECT["body"]
+        elif any(site.key in engine.constants for site in group.sites):
+            direct[number] = DIRECT["constant"]
         elif not running:
             direct[number] = DIRECT["unused"]
         elif (first := group.sites[min(running)[1]]).table:
@@ -159,10 +162,10 @@ class Calibration:
             weights.matrix(group)                           # what is not finite is said now, not after hours
         direct, forms = sort_groups(weights.groups, self.engine)
         seen = {number: weights.cast(number, reason) for number, reason in direct.items()}
-        bodies = {number: weights.groups[number] for number, reason in direct.items()
-                  if reason == DIRECT["body"] and seen[number]}
-        self.walk.quantised = self._with_bodies(bodies, seen)
-        for number in direct.keys() - bodies.keys():
+        built_in = {number: weights.groups[number] for number, reason in direct.items()
+                    if reason in (DIRECT["body"], DIRECT["constant"]) and seen[number]}
+        self.walk.quantised = self._with_built_in(built_in, seen)
+        for number in direct.keys() - built_in.keys():
             self.walk.override(weights.groups[number], seen[number])
         del seen                                            # it holds whole tables
         at = self._plan({number: weights.groups[number] for number in forms.keys() - direct.keys()}, forms)
@@ -181,14 +184,15 @@ class Calibration:
             self.walk.run_quantised(step)
             self.walk.finish(step)
 
-    def _with_bodies(self, bodies: dict[int, Group], seen: dict) -> Engine:
-        """The engine of the quantised stream: another one where bodies have new weights."""
-        if not bodies:
+    def _with_built_in(self, groups: dict[int, Group], seen: dict) -> Engine:
+        """The engine of the quantised stream: another one where bodies, or nodes that run once for all, have
+        new weights."""
+        if not groups:
             return self.engine
         source = ready_model(self.graph)
         graph = Graph(source.model, source.directory)
         sites = {site.place: site for site in find_weights(graph)}
-        for number, group in bodies.items():
+        for number, group in groups.items():
             for site in (sites[site.place] for site in group.sites):
                 name = graph.unique(f"{site.tensor}_dequantized")
                 graph.model.graph.initializer.append(numpy_helper.from_array(seen[number](site), name))

@@ -37,7 +37,7 @@ class Walk:
     """The state of both streams.
 
     engine: the float model; quantised: the same, or another one that differs in the bodies of If, Loop and
-    Scan. overrides: node key -> {tensor name: array} that the quantised stream reads instead.
+    Scan, or in constants. overrides: node key -> {tensor name: array} that the quantised stream reads instead.
     """
 
     def __init__(self, engine: Engine, store: Store, workers: Workers):
@@ -151,7 +151,9 @@ class Walk:
     def _is_other(self, step: Step) -> bool:
         """Whether the quantised stream has another node there, or other constants for it."""
         node = self._others.get(key_of(step.node), step.node)
-        return node != step.node or bool(self._constants.intersection(node.input))
+        bodies = any(attribute.HasField("g") or attribute.graphs for attribute in node.attribute)
+        return node != step.node or bool(self._constants.intersection(node.input)) \
+            or bodies and bool(self._constants)
 
     def _read(self, stream: str, batch: int, names) -> dict:
         keys = ((name, (HAT, batch, name)) for name in names)
@@ -228,10 +230,12 @@ class Walk:
         node, key = step.node, key_of(step.node)
         values = self._read(FLOAT, batch, (*step.reads, *filter(None, node.output)))
         ours = form.inputs(_reader(node, values, self.engine.constants), values.get(node.output[0]))
-        moved = self._differs.intersection(step.reads) or form.needs_outputs and key in self.overrides
+        moved = self._differs.intersection(step.reads) or self._is_other(step) \
+            or form.needs_outputs and key in self.overrides
         if not moved:
             yield from ((x, None) for x in ours)
             return
+        node = self._others.get(key, node)
         values = self._read(HAT, batch, step.reads) | self.overrides.get(key, {})
         output = self.quantised.run_node(node, values)[node.output[0]] if form.needs_outputs else None
         theirs = form.inputs(_reader(node, values, self.quantised.constants), output)
