@@ -1,9 +1,9 @@
 """Error diffusion over a whole model: the walk, and at each layer the weights coded by what it meets.
 
-Which weights are diffused: those of layers in the main graph that sum over them. Tables, weights that bodies
-of If, Loop and Scan use, and those of layers that meet constants alone or whose outputs nothing uses are cast
-directly, before the walk. A weight that several layers share gets its codes from the first of them in the order of running.
-Spec: MODEL-1 to MODEL-6.
+Which weights are diffused: those of layers in the main graph that sum over them. Cast directly, before the
+walk, are tables, weights that bodies of If, Loop and Scan use, and those of layers that meet constants alone
+or whose outputs nothing uses. A weight that several layers share gets its codes from the first of them in the
+order of running. Spec: MODEL-1 to MODEL-6.
 """
 
 import math

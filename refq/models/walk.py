@@ -37,7 +37,8 @@ class Walk:
     """The state of both streams.
 
     engine: the float model; quantised: the same, or another one that differs in the bodies of If, Loop and
-    Scan, or in constants. overrides: node key -> {tensor name: array} that the quantised stream reads instead.
+    Scan, or in constants. overrides: node key -> {tensor name: array} that the quantised stream reads
+    instead.
     """
 
     def __init__(self, engine: Engine, store: Store, workers: Workers):
