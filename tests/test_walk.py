@@ -332,6 +332,39 @@ def test_an_unfinished_run_is_not_thrown_away_silently(tmp_path):
         refq.quantize_model(proto, tmp_path / "a.onnx", **options)
 
 
+def test_what_a_finished_run_left_is_not_taken_for_another_runs(tmp_path):
+    """The folder is removed when all is done; a kill meanwhile leaves weights without the record."""
+    proto, _ = perceptron()
+    interrupted(proto, tmp_path / "a.onnx", dtype="mxfp4", calibration=reader(batches(seed=50)))
+    (tmp_path / "a.onnx.refq-resume" / "run.json").unlink()
+    for name in ("a.onnx", "b.onnx"):
+        refq.quantize_model(proto, tmp_path / name, "mxfp4", calibration=reader(batches()))
+    assert (tmp_path / "a.onnx").read_bytes() == (tmp_path / "b.onnx").read_bytes()
+
+
+@pytest.mark.parametrize("left", [0, 100, -30])
+def test_a_file_that_a_crash_cut_short_is_made_again(tmp_path, left):
+    proto, _ = perceptron()
+    options = {"dtype": "mxfp4", "calibration": reader(batches())}
+    refq.quantize_model(proto, tmp_path / "a.onnx", **options)
+    interrupted(proto, tmp_path / "b.onnx", **options)
+    path = tmp_path / "b.onnx.refq-resume" / "000001.npz"
+    path.write_bytes(path.read_bytes()[:left])
+    refq.quantize_model(proto, tmp_path / "b.onnx", resume=True, **options)
+    assert (tmp_path / "a.onnx").read_bytes() == (tmp_path / "b.onnx").read_bytes()
+
+
+def test_a_run_that_failed_before_a_weight_was_finished_bars_no_other(tmp_path):
+    proto, _ = perceptron()
+    bad = batches()
+    bad[0]["x"][:] = 3e38
+    bad[0]["x"][:, 1::2] = -3e38
+    with pytest.raises(InputError, match="inputs of"):
+        refq.quantize_model(proto, tmp_path / "a.onnx", keep_float="one", calibration=reader(bad))
+    refq.quantize_model(proto, tmp_path / "a.onnx", calibration=reader(batches()))
+    assert [path.name for path in tmp_path.iterdir()] == ["a.onnx"]
+
+
 def test_there_must_be_something_to_resume(tmp_path):
     proto, _ = perceptron()
     with pytest.raises(InputError, match="nothing to resume"):

@@ -8,6 +8,8 @@ import hashlib
 import io
 import json
 import shutil
+import zipfile
+import zlib
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -30,13 +32,15 @@ class Checkpoint:
     """The folder of one run.
 
     output: the model to be written. resume: whether to go on with a run that was interrupted. Raises
-    InputError where there is one and resume is not said, and where there is none and it is.
+    InputError where there is one that finished a weight and resume is not said, and where there is none and
+    it is. Without the record of its settings a folder holds no run: what else is in it is left from one that
+    was over.
     """
 
     def __init__(self, output, resume: bool):
-        self.folder = Path(f"{output}{SUFFIX}")
+        self.folder, self.resume = Path(f"{output}{SUFFIX}"), resume
         self.record = self.folder / SETTINGS
-        if self.record.is_file() and not resume:
+        if not resume and self.record.is_file() and self._finished():
             raise InputError(f"{str(self.folder)!r} holds an unfinished run for this output; go on with it "
                              "by --resume, or remove the folder to begin anew")
         if resume and not self.record.is_file():
@@ -45,14 +49,21 @@ class Checkpoint:
     def begin(self, facts: dict[str, str]) -> None:
         """facts: name -> text of everything that decides the result. Raises InputError where the run to go on
         with had others, naming them."""
-        if self.record.is_file():
+        if self.resume:
             _require_same(json.loads(self.record.read_text(encoding="utf-8")), facts, self.folder)
+            return
         self.folder.mkdir(exist_ok=True)
+        for path in self._finished():
+            path.unlink()
         write_whole(self.record, json.dumps(facts, indent=1))
 
     def done(self) -> None:
         """The output is written: the folder is needed no more."""
+        self.record.unlink()                # first, lest what is left by a kill be taken for another run's
         shutil.rmtree(self.folder)
+
+    def _finished(self) -> list[Path]:
+        return [*self.folder.glob("[0-9]*.npz")]
 
     def _path(self, number: int) -> Path:
         return self.folder / f"{number:06}.npz"
@@ -67,13 +78,15 @@ class Checkpoint:
             write_whole(self._path(number), file.getvalue())
 
     def load(self, number: int, direct: Quantized) -> Coded | None:
-        """A weight that was finished, None for one that was not. direct: its direct cast."""
-        if not self._path(number).is_file():
+        """A weight that was finished, None for one that was not, or whose file a crash of the system cut
+        short. direct: its direct cast."""
+        try:
+            with open(self._path(number), "rb") as file, np.load(file) as arrays:
+                facts = json.loads(arrays["facts"].tobytes())
+                fields = {name: arrays[name] for name in FIELDS if name in arrays}
+                offsets = tuple(arrays[f"offsets{level}"] for level in range(len(direct.offsets)))
+        except (FileNotFoundError, EOFError, ValueError, KeyError, zipfile.BadZipFile, zlib.error):
             return None
-        with np.load(self._path(number)) as arrays:
-            facts = json.loads(arrays["facts"].tobytes())
-            fields = {name: arrays[name] for name in FIELDS if name in arrays}
-            offsets = tuple(arrays[f"offsets{level}"] for level in range(len(direct.offsets)))
         q = replace(direct, offsets=offsets, **fields)
         return Coded(q, Errors(**facts.pop("errors")), **facts)
 
