@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from refq.models.budget import Option, allocate
+from refq.models.budget import Option, _noise, allocate
 
 COSTS = st.integers(0, 50)
 LADDER = st.lists(st.tuples(st.integers(1, 9), COSTS), min_size=1, max_size=3,
@@ -83,3 +83,8 @@ def test_more_room_never_costs_more(room):
     several = [options((4, 10), (6, 4), (8, 1)), options((4, 3), (6, 2.5), (8, 2)), options((4, 6), (8, 1))]
     more, less = (sum(o.cost for o in allocate(several, r)) for r in (room + 1, room))
     assert more <= less
+
+
+def test_an_output_of_another_length_has_a_cost():
+    """As one that is picked by its values."""
+    assert _noise(np.ones(3), np.ones(4)) == 1.0 and _noise(np.ones(3), np.ones(3)) == 0.0

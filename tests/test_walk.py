@@ -480,6 +480,16 @@ def test_a_budget_goes_to_the_layer_that_disturbs_most():
     assert "mxfp8_e4m3:ed" in table and "budget 6.3" in table and "loud" in table
 
 
+@pytest.mark.parametrize("ruled", ["one", "two"])
+def test_a_rule_holds_for_a_weight_that_another_layer_has_by_default(ruled):
+    """A budget would part them otherwise, and keep both."""
+    nodes = [node("MatMul", ["x", "w"], ["h"], name="one"), node("MatMul", ["h", "w"], ["y"], name="two")]
+    proto = model(nodes, {"x": [None, 32]}, {"y": [None, 32]}, {"w": weight(32, 32)})
+    report = refq.quantize_model(proto, None, "mxfp4,mxfp8", budget=8.5, rules=f"{ruled}=mxfp4",
+                                 calibration=reader(batches(2, (ROWS, 32))))
+    assert [row.dtype for row in report.rows] == ["mxfp4"] * 2 and report.rows[1].shared
+
+
 # -- bad input -----------------------------------------------------------------------------------------------
 
 def test_wrong_data_is_refused_before_anything_is_written(tmp_path):

@@ -43,9 +43,9 @@ def within_budget(budget: float, candidates: list[Block], resolved, graph: Graph
         least = sum(min(option.bits for option in several) for several in options) / sum(sizes)
         raise InputError(f"a budget of {budget:g} bits per weight is below {least:.4g}, what the smallest of "
                          f"{', '.join(block.name for block in candidates)} and the rules take")
-    chosen = {site.place: option.block for group, option in zip(groups, taken) for site in group.sites}
-    return [(site, _moved(choice, chosen[site.place], budget)) if site.view else (site, choice)
-            for site, choice in resolved]
+    chosen = {site.place: _moved(group.choice, option.block, budget)
+              for group, option in zip(groups, taken) for site in group.sites}
+    return [(site, chosen.get(site.place, choice)) for site, choice in resolved]
 
 
 def _moved(choice: Choice, block: Block, budget: float) -> Choice:
@@ -143,8 +143,11 @@ def _disturbance(engine, exact, values, rest, group: Group, stored) -> float:
 
 
 def _noise(exact: np.ndarray, other: np.ndarray) -> float:
-    """Squared difference over the power; numbers that are not finite are left out."""
+    """Squared difference over the power; numbers that are not finite are left out. Of another shape, as
+    outputs that are picked by their values may come, nothing is right: 1."""
     exact, other = (np.asarray(part, np.float64) for part in (exact, other))
+    if exact.shape != other.shape:
+        return 1.0
     sound = np.isfinite(exact) & np.isfinite(other)
     power = float(np.sum(exact[sound] ** 2))
     return float(np.sum((exact[sound] - other[sound]) ** 2)) / power if power else 0.0

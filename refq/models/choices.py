@@ -144,14 +144,18 @@ def _refusal(site: WeightSite, choice: Choice) -> str:
 
 
 def grouped(resolved: list[tuple[WeightSite, Choice]]) -> list[Group]:
-    """The weights to quantise, in file order; layers of one weight that are to differ are weights apart."""
+    """The weights to quantise, in file order; layers of one weight that are to differ are weights apart.
+
+    Where a rule gives a layer what another of the weight has by default, the rule holds for both: it stays.
+    """
     members: dict[tuple, list[WeightSite]] = defaultdict(list)
     choices = {}
     for site, choice in resolved:
         if site.view:
             key = site.group, choice.words
             members[key].append(site)
-            choices.setdefault(key, choice)
+            if key not in choices or choices[key].origin == DEFAULT:
+                choices[key] = choice
     return [Group(tuple(sites), choices[key]) for key, sites in members.items()]
 
 
