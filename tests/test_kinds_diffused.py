@@ -120,6 +120,21 @@ def test_what_meets_constants_alone_is_cast_directly_and_in_the_stream():
     assert each.errors.inherited_error > 0
 
 
+@pytest.mark.parametrize("reached, errors", [((), None), ((0, 1), (2 * SAMPLES, 0)), ((HELD,), (SAMPLES, 0))])
+def test_layers_may_meet_no_rows(reached, errors):
+    """A mask, a column of the data, picks the rows of some batches alone."""
+    proto = model([node("Greater", ["m", "half"], ["b"]), node("Compress", ["x", "b"], ["s"], axis=0),
+                   node("MatMul", ["s", "w"], ["y"])], {"x": [None, 40], "m": [None]}, {"y": [None, 5]},
+                  {"w": weight(40, 5), "half": np.float32(0.5)})
+
+    def feeds(seed, count):
+        return {"x": rng(seed).standard_normal((count, 40)).astype(np.float32),
+                "m": np.full(count, seed in reached, np.float32)}
+    (row,) = refq.quantize_model(proto, None, calibration=data(feeds)).rows
+    assert row.quantised and (row.errors and (row.errors.rows, row.errors.held)) == errors
+    assert ("no row of the data reaches it" in row.reason) == (errors is None)
+
+
 def test_what_no_output_depends_on_is_cast_directly():
     proto = model([node("MatMul", ["x", "a"], ["y"], name="used"),
                    node("MatMul", ["x", "b"], ["z"], name="idle")],

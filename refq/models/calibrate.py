@@ -25,7 +25,7 @@ from refq.models.engine import ENGINES, Engine
 from refq.models.figures import size
 from refq.models.graph import Graph, Use
 from refq.models.layers import Form, form_of
-from refq.models.solve import ROWS, Errors, solve, whole_only
+from refq.models.solve import ROWS, Coded, Errors, solve, whole_only
 from refq.models.store import Store
 from refq.models.walk import FLOAT, HAT, SMALL, Walk, key_of
 from refq.models.weights import RECURRENT, find_weights
@@ -36,6 +36,7 @@ COPIES = 12                 # float64 arrays of the size of a weight that coding
 DIRECT = {"table": "a lookup table: cast directly",
           "body": "used in the body of a control-flow operator: cast directly",
           "constant": "meets constants alone: cast directly",
+          "unmet": "no row of the data reaches it: cast directly",
           "unused": "no output of the model depends on it: cast directly"}
 
 
@@ -238,13 +239,16 @@ class Calibration:
         return (f"memory: about {size(sum(parts.values()))} beyond the program's own "
                 f"({', '.join(f'{name} {count}' for name, count in words.items())})")
 
-    def _code(self, task: Task, step, weights, checkpoint) -> Errors:
+    def _code(self, task: Task, step, weights, checkpoint) -> Errors | None:
         group, began = task.group, time.perf_counter()
         matrix = weights.matrix(group)
         direct = weights.direct(matrix, group)
         coded = checkpoint.load(task.number, direct) if checkpoint else None
         if coded is None:
             inputs = self._inputs(task, step)
+            if not inputs.fit.rows:
+                self.walk.override(group, weights.finish(task.number, matrix, Coded(direct), DIRECT["unmet"]))
+                return None
             coded = solve(matrix, direct, task.form, inputs, group.choice, weights.casting, self.workers)
             coded = replace(coded, seconds=time.perf_counter() - began)
             if checkpoint:
@@ -277,6 +281,8 @@ class Calibration:
                 "comparison": comparer.result(*names, where, self.options.engine)}
 
 
-def _ratio(errors: Errors) -> str:
+def _ratio(errors: Errors | None) -> str:
     """The output error of a layer beside that of direct cast, in words."""
+    if errors is None:
+        return "cast directly"
     return f"{errors.kept / errors.rtn:.3f} of the error of rtn" if errors.rtn else "exact"

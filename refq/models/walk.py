@@ -6,6 +6,7 @@ once, and all are dropped after their last use. Spec: MODEL-1.
 """
 
 import hashlib
+import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -13,6 +14,7 @@ import numpy as np
 from onnx import NodeProto
 
 from refq.diffusion.stack import GramStack
+from refq.errors import InputError
 from refq.models.choices import Group
 from refq.models.engine import Engine, Step
 from refq.models.layers import Form
@@ -204,7 +206,10 @@ class Walk:
                 return part
             for (sums, _), part in zip(tasks, self.workers.map(one, tasks)):
                 sums.add(part)
-        return found if found.held.rows else Inputs(found.fit, found.fit)
+        if found.fit.rows and found.held.rows:
+            return found
+        one = found.fit if found.fit.rows else found.held
+        return Inputs(one, one)
 
     def _blocks(self, form: Form, step: Step) -> list[list[int]]:
         """Batches to sum over together, all held back or none: a product of few rows would cost less than to
@@ -223,6 +228,8 @@ class Walk:
             yield from self._pieces(form, step, block[0])
             return
         pieces = [piece for batch in block for piece in self._pieces(form, step, batch)]
+        if not pieces:                                  # a layer may meet no rows at all
+            return
         x, hat = zip(*pieces)
         yield np.concatenate(x, axis=1), None if hat[0] is None else np.concatenate(hat, axis=1)
 
@@ -240,7 +247,10 @@ class Walk:
         values = self._read(HAT, batch, step.reads) | self.overrides.get(key, {})
         output = self.quantised.run_node(node, values)[node.output[0]] if form.needs_outputs else None
         theirs = form.inputs(_reader(node, values, self.quantised.constants), output)
-        yield from zip(ours, theirs, strict=True)
+        for x, hat in itertools.zip_longest(ours, theirs):
+            if x is None or hat is None:
+                raise InputError("the two streams have different numbers of rows")
+            yield x, hat
 
 
 def _reader(node: NodeProto, values: dict, constants):
