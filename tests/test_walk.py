@@ -525,6 +525,18 @@ def test_activations_that_are_not_finite_are_refused_with_the_layer(tmp_path):
     assert not (tmp_path / "a.onnx").exists()
 
 
+def test_outputs_that_change_their_length_do_not_lose_the_run(tmp_path):
+    """The numbers above 0 are picked: the quantised model picks others."""
+    nodes = [node("MatMul", ["x", "w"], ["h"]), node("Reshape", ["h", "flat"], ["f"]),
+             node("Greater", ["f", "zero"], ["g"]), node("Compress", ["f", "g"], ["y"])]
+    proto = model(nodes, {"x": [None, 20]}, {"y": [None]},
+                  {"w": weight(20, 33), "flat": np.array([-1]), "zero": np.float32(0)})
+    report = refq.quantize_model(proto, tmp_path / "a.onnx", "mxfp4", calibration=reader(batches()))
+    assert report.comparison is None and (tmp_path / "a.onnx").exists()
+    assert any("the outputs are not compared: 'y' has the shape" in note for note in report.warnings)
+    assert "not compared" in report.table() and report.to_html() and report.to_json()
+
+
 # -- what is said --------------------------------------------------------------------------------------------
 
 def test_the_run_tells_what_it_needs_and_how_far_it_is():

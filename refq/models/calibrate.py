@@ -19,7 +19,7 @@ from refq.errors import InputError
 from refq.models import files
 from refq.models.checkpoint import Checkpoint
 from refq.models.choices import Group
-from refq.models.compare import Comparer
+from refq.models.compare import Comparer, Comparison
 from refq.models.data import batches
 from refq.models.engine import ENGINES, Engine
 from refq.models.figures import size
@@ -265,20 +265,31 @@ class Calibration:
                 f"the inputs of {site.node.op} {site.node.title!r} (x in the float model, x_hat in the "
                 f"quantised one): {error}. Repair the data, or keep layers before it float") from error
 
-    def words(self, source, target) -> dict:
+    def words(self, source, target, warnings: list[str]) -> dict:
         """What the report says of the run: calibration, memory and comparison of Report."""
         rows = sum(self.walk.rows)
         held = [batch for batch in range(self.walk.count) if self.walk.held(batch)]
         words = f"{len(held)} of them held back" if held else "a quarter of each layer's rows held back"
-        comparer = Comparer(self.engine.model)
-        for batch in held or range(self.walk.count):
-            outputs = (self.walk.outputs(stream, batch) for stream in (FLOAT, HAT))
-            comparer.add(self.walk.rows[batch], self.walk.labels[batch], *outputs)
         names = str(source.path or "float model"), str(target or "quantised model")
         where = f"{self.data.source}, {'held back' if held else 'the calibration data itself'}"
         return {"calibration": f"{self.data.source}: {rows:,} rows in {self.walk.count} batches, {words}",
                 "memory": self.memory_words().removeprefix("memory: "),
-                "comparison": comparer.result(*names, where, self.options.engine)}
+                "comparison": self._compared(held or range(self.walk.count), names, where, warnings)}
+
+    def _compared(self, chosen, names, where: str, warnings: list[str]) -> Comparison | None:
+        """The outputs of both streams on some batches; None where they are of different shapes, as outputs
+        that are picked by their values may be."""
+        comparer = Comparer(self.engine.model)
+        for batch in chosen:
+            ours, theirs = (self.walk.outputs(stream, batch) for stream in (FLOAT, HAT))
+            for name, value in ours.items():
+                if np.shape(value) != np.shape(theirs[name]):
+                    warnings.append(
+                        f"the outputs are not compared: {name!r} has the shape {np.shape(value)} in the float "
+                        f"model and {np.shape(theirs[name])} in the quantised one")
+                    return None
+            comparer.add(self.walk.rows[batch], self.walk.labels[batch], ours, theirs)
+        return comparer.result(*names, where, self.options.engine)
 
 
 def _ratio(errors: Errors | None) -> str:

@@ -104,7 +104,7 @@ def quantize_model(model_input, model_output=None, dtype="mxfp4", method="ed", c
             for number, group in enumerate(weights.groups):
                 weights.cast(number)
                 tell(number + 1, len(weights.groups), group.first.tensor)
-        facts = run.words(source, model_output) if run else {}
+        facts = run.words(source, model_output, warnings) if run else {}
         weights.insert()
         stamp(graph.model, {**settings, "layers": json.dumps(weights.made)})
         size = deliver(graph.model, model_output, source, weights.done, flaw, warnings, spool)
