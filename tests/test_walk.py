@@ -324,6 +324,33 @@ def test_another_run_is_not_gone_on_with(tmp_path, what, change):
     refq.quantize_model(proto, path, resume=True, **options)        # and nothing was lost by asking
 
 
+def test_another_release_of_the_engine_does_not_go_on(tmp_path, monkeypatch):
+    onnxruntime = pytest.importorskip("onnxruntime")
+    proto, _ = perceptron()
+    options = {"dtype": "mxfp4", "calibration": reader(batches()), "engine": "onnxruntime"}
+    interrupted(proto, tmp_path / "a.onnx", **options)
+    monkeypatch.setattr(onnxruntime, "__version__", "0.1")
+    with pytest.raises(InputError, match="onnxruntime version was .*, now 0.1"):
+        refq.quantize_model(proto, tmp_path / "a.onnx", resume=True, **options)
+    monkeypatch.undo()
+    with pytest.raises(InputError, match="engine was onnxruntime, now numpy"):
+        refq.quantize_model(proto, tmp_path / "a.onnx", resume=True, **options | {"engine": "numpy"})
+
+
+def test_a_place_for_activations_that_is_missing_leaves_no_limit_behind(monkeypatch):
+    """Linear algebra is held to one thread for the time of a run alone."""
+    threadpoolctl = pytest.importorskip("threadpoolctl")
+    proto, _ = perceptron()
+
+    def fail(*_):
+        raise OSError("no place")
+    before = threadpoolctl.threadpool_info()
+    monkeypatch.setattr("refq.models.store.Store.__enter__", fail)
+    with pytest.raises(OSError, match="no place"):
+        refq.quantize_model(proto, None, calibration=reader(batches()))
+    assert threadpoolctl.threadpool_info() == before
+
+
 def test_an_unfinished_run_is_not_thrown_away_silently(tmp_path):
     proto, _ = perceptron()
     options = {"dtype": "mxfp4", "method": "ed", "calibration": reader(batches())}

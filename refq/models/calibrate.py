@@ -139,9 +139,11 @@ class Calibration:
         self._stack, self._alive = ExitStack(), 0
 
     def __enter__(self) -> "Calibration":
-        self.workers = self._stack.enter_context(Workers(self.options.workers))
-        self.store = self._stack.enter_context(Store(self.options.memory))
-        self.walk = Walk(self.engine, self.store, self.workers)
+        with ExitStack() as stack:                      # what is open is closed where the rest fails
+            self.workers = stack.enter_context(Workers(self.options.workers))
+            self.store = stack.enter_context(Store(self.options.memory))
+            self.walk = Walk(self.engine, self.store, self.workers)
+            self._stack = stack.pop_all()
         return self
 
     def __exit__(self, *error):
@@ -184,6 +186,7 @@ class Calibration:
                 give_back_memory()
             self.walk.run_quantised(step)
             self.walk.finish(step)
+        self.walk.forget()
 
     def _with_built_in(self, groups: dict[int, Group], seen: dict) -> Engine:
         """The engine of the quantised stream: another one where bodies, or nodes that run once for all, have
@@ -285,8 +288,8 @@ class Calibration:
             for name, value in ours.items():
                 if np.shape(value) != np.shape(theirs[name]):
                     warnings.append(
-                        f"the outputs are not compared: {name!r} has the shape {np.shape(value)} in the float "
-                        f"model and {np.shape(theirs[name])} in the quantised one")
+                        f"the outputs are not compared: {name!r} has the shape {np.shape(value)} in the "
+                        f"float model and {np.shape(theirs[name])} in the quantised one")
                     return None
             comparer.add(self.walk.rows[batch], self.walk.labels[batch], ours, theirs)
         return comparer.result(*names, where, self.options.engine)

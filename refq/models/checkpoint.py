@@ -101,8 +101,12 @@ def _require_same(before: dict, now: dict, folder: Path) -> None:
 
 def facts_of(source: files.Source, digest: str, settings: dict[str, str]) -> dict[str, str]:
     """What decides the result of a run. digest: of its data. settings: as they are told in a difference."""
-    return {"model": _of_model(source), "data": digest, **settings, "refq version": __version__,
-            "numpy version": np.__version__, "onnx version": onnx.__version__}
+    versions = {"refq": __version__, "numpy": np.__version__, "onnx": onnx.__version__}
+    if settings["engine"] == "onnxruntime":
+        import onnxruntime
+        versions["onnxruntime"] = onnxruntime.__version__
+    return {"model": _of_model(source), "data": digest, **settings,
+            **{f"{name} version": version for name, version in versions.items()}}
 
 
 def _of_model(source: files.Source) -> str:

@@ -181,9 +181,13 @@ class Walk:
         """
         met = form.meets()
         if met is None or met != self._met:
-            self._met = self._inputs = None                     # not two at a time
+            self.forget()                                       # not two at a time
             self._met, self._inputs = met, self._summed(form, step)
         return self._inputs
+
+    def forget(self) -> None:
+        """Drop the sums that are kept for a next layer."""
+        self._met = self._inputs = None
 
     def _summed(self, form: Form, step: Step) -> Inputs:
         found = Inputs(*(GramStack(form.products, form.columns) for _ in range(2)))
