@@ -65,6 +65,15 @@ def test_the_folder_goes_away_after_a_failure(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+def test_a_disk_that_takes_nothing_is_said(tmp_path):
+    with Store(0, tmp_path) as store:
+        (folder,) = tmp_path.iterdir()
+        folder.rmdir()
+        with pytest.raises(InputError, match="cannot keep activations .*Allow more memory, or let TMPDIR"):
+            store.put("x", np.ones(10))
+        folder.mkdir()
+
+
 def test_several_threads_may_use_it():
     with Store(5000) as store:
         def work(thread):

@@ -7,13 +7,15 @@ from pathlib import Path
 
 import numpy as np
 
+from refq.errors import InputError
+
 
 class Store:
     """Arrays by key, of which at most `limit` bytes are in memory; used as a context manager.
 
     What does not fit when it is put goes to a file: all batches are met in turn, node after node, so that no
     choice of what to keep would be better. Values that are no arrays (sequences) stay in memory. Safe for
-    several threads.
+    several threads. `put` raises InputError where there is no room on the disk.
     """
 
     def __init__(self, limit: int, folder=None):
@@ -44,7 +46,13 @@ class Store:
                 self.spilled += size
         if not fits:
             path = Path(self._temporary.name, str(next(self._names)))
-            np.ascontiguousarray(value).tofile(path)
+            try:
+                np.ascontiguousarray(value).tofile(path)
+            except OSError as error:
+                raise InputError(
+                    f"cannot keep activations ({size} bytes more, {self.spilled} in all) in a file of "
+                    f"{str(path.parent)!r}: {error}. Allow more memory, or let TMPDIR say where there is room"
+                ) from error
             value, size = _Spilled(path, value.dtype, value.shape), 0
         with self._lock:
             self._values[key], self._sizes[key] = value, size
