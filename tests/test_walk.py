@@ -507,6 +507,24 @@ def test_a_budget_goes_to_the_layer_that_disturbs_most():
     assert "mxfp8_e4m3:ed" in table and "budget 6.3" in table and "loud" in table
 
 
+def test_a_name_spelled_out_is_found_whatever_it_holds():
+    proto, _ = perceptron()
+    proto.graph.node[0].name = "layer[0]/one"
+    report = refq.quantize_model(proto, None, "mxfp4", "rtn", rules=["layer[0]/one=int8", "layer[[]0]*=int4"])
+    assert dtypes(report)[0] == ("int4", "rtn")
+    report = refq.quantize_model(proto, None, "mxfp4", "rtn", rules="layer[0]/one=int8")
+    assert dtypes(report)[0] == ("int8", "rtn")
+
+
+def test_a_budget_offers_no_layer_what_it_cannot_take():
+    """A weight of one dimension has no tiles of two."""
+    nodes = [node("MatMul", ["x", "w"], ["h"], name="two"), node("MatMul", ["h", "v"], ["y"], name="one")]
+    proto = model(nodes, {"x": [None, 32]}, {"y": [None]}, {"w": weight(32, 8), "v": weight(8)})
+    report = refq.quantize_model(proto, None, "mxfp4,mxfp8_e4m3_32x32", budget=9,
+                                 calibration=reader(batches(4, (ROWS, 32))))
+    assert [row.dtype for row in report.rows] == ["mxfp8_e4m3_32x32", "mxfp4"]
+
+
 @pytest.mark.parametrize("ruled", ["one", "two"])
 def test_a_rule_holds_for_a_weight_that_another_layer_has_by_default(ruled):
     """A budget would part them otherwise, and keep both."""

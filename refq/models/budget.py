@@ -113,6 +113,8 @@ def _measured(groups: list[Group], candidates, graph: Graph, run, casting, tell)
         for block in candidates if group.choice.origin == DEFAULT else [group.choice.block]:
             tell(done, len(groups), f"sensitivity of {group.name}: {block.name}")
             axis = site.view.axes(site.stored_shape) if isinstance(block.tile, tuple) else site.view.axis
+            if axis is None:                            # tiles of two dimensions, a weight of one
+                continue
             q = casting(matrix, block, axis)
             effective = restored(q, site.type)
             cost = _noise(matrix, effective) if values is None else _disturbance(

@@ -177,7 +177,8 @@ def because(sites: list[WeightSite]) -> str:
 
 
 def _matches(site: WeightSite, pattern: str) -> bool:
-    return any(fnmatchcase(name, pattern) for name in site.names)
+    """A name spelled out is meant even where it holds the brackets of a glob."""
+    return any(name == pattern or fnmatchcase(name, pattern) for name in site.names)
 
 
 def _candidates(sites: list[WeightSite], pattern: str) -> str:
