@@ -614,3 +614,36 @@ def test_the_written_model_does_what_the_quantised_stream_did(tmp_path):
         exact = Engine(proto).run(feeds[3])["y"].astype(np.float64)
         wanted = 10 * np.log10(np.sum(exact ** 2) / np.sum((exact - ours) ** 2))
         assert abs(report.comparison.outputs[0].sqnr_db - wanted) < 1e-3
+
+
+def test_rows_that_depend_on_the_data_are_no_reason_to_stop():
+    """Behind NonZero the two streams may bring a layer different rows."""
+    tensors = {"a": weight(20, 33, seed=1), "b": weight(33, 5, seed=2), "zero": np.float32(0)}
+    nodes = [node("MatMul", ["x", "a"], ["h"], name="one"), node("Greater", ["h", "zero"], ["g"]),
+             node("Compress", ["h", "rows"], ["kept"], axis=0), node("MatMul", ["kept", "b"], ["y"], name="two")]
+    chosen = [node("ReduceSum", ["f", "axis"], ["s"], keepdims=0), node("Greater", ["s", "half"], ["rows"])]
+    nodes[2:2] = [node("Cast", ["g"], ["f"], to=1), *chosen]
+    tensors |= {"axis": np.array([1]), "half": np.float32(16.5)}
+    proto = model(nodes, {"x": [None, 20]}, [value("y", None)], tensors)
+    report = refq.quantize_model(proto, None, "int2_binary16_t32", "ed", reader(batches()))
+    one, two = report.rows
+    assert one.errors is not None and two.errors is None
+    assert two.method == "rtn" and "different rows" in two.reason
+
+
+def test_weights_are_no_inputs_of_calibration_data():
+    """An initializer that is a graph input too could be fed, but it is what is quantised."""
+    proto, tensors = perceptron()
+    proto.graph.input.append(value("a", [20, 33]))
+    feeds = [feed | {"a": tensors["a"]} for feed in batches()]
+    with pytest.raises(InputError, match="no input 'a'; its inputs are 'x'"):
+        refq.quantize_model(proto, None, calibration=reader(feeds))
+    assert refq.quantize_model(proto, None, calibration=reader(batches())).rows[0].errors.rows
+
+
+def test_a_budget_needs_outputs_with_noise():
+    proto, _ = perceptron()
+    proto.graph.node.append(node("ArgMax", ["y"], ["best"]))
+    proto.graph.output[0].CopyFrom(value("best", None, onnx.TensorProto.INT64))
+    with pytest.raises(InputError, match="a budget needs an output of floats.*'best'"):
+        refq.quantize_model(proto, None, budget=5, calibration=reader(batches()))

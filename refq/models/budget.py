@@ -157,8 +157,12 @@ def _noise(exact: np.ndarray, other: np.ndarray) -> float:
 
 def _outputs(engine, feeds) -> dict[str, np.ndarray]:
     found = engine.run({name: value for name, value in feeds.items() if name in engine.inputs})
-    return {name: value for name, value in found.items()
-            if isinstance(value, np.ndarray) and (value.dtype.kind == "f" or "float" in value.dtype.name)}
+    floats = {name: value for name, value in found.items()
+              if isinstance(value, np.ndarray) and (value.dtype.kind == "f" or "float" in value.dtype.name)}
+    if not floats:
+        raise InputError(f"a budget needs an output of floats to see noise in; those of the model, "
+                         f"{', '.join(map(repr, found))}, are none")
+    return floats
 
 
 def _advance(engine, step, values: dict, replaced: dict) -> None:

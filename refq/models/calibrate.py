@@ -27,16 +27,19 @@ from refq.models.graph import Graph, Use
 from refq.models.layers import Form, form_of
 from refq.models.solve import ROWS, Coded, Errors, solve, whole_only
 from refq.models.store import Store
-from refq.models.walk import FLOAT, HAT, SMALL, Walk, key_of
+from refq.models.walk import FLOAT, HAT, SMALL, Inputs, StreamsPart, Walk, key_of
 from refq.models.weights import RECURRENT, find_weights
 from refq.models.workers import Workers, give_back_memory
 
 UNITS = {"": 1, "k": 10 ** 3, "m": 10 ** 6, "g": 10 ** 9, "t": 10 ** 12}
 COPIES = 12                 # float64 arrays of the size of a weight that coding it takes, about
 DIRECT = {"table": "a lookup table: cast directly",
+          "tied": "shared with a lookup table, which comes first: cast directly; keep the lookup float "
+                  "(--keep-float) to have this layer diffused",
           "body": "used in the body of a control-flow operator: cast directly",
           "constant": "meets constants alone: cast directly",
           "unmet": "no row of the data reaches it: cast directly",
+          "parted": "the two streams bring it different rows: cast directly",
           "unused": "no output of the model depends on it: cast directly"}
 
 
@@ -104,7 +107,7 @@ def sort_groups(groups: list[Group], engine: Engine) -> tuple[dict[int, str], di
         elif not running:
             direct[number] = DIRECT["unused"]
         elif (first := group.sites[min(running)[1]]).table:
-            direct[number] = DIRECT["table"]
+            direct[number] = DIRECT["table" if all(site.table for site in group.sites) else "tied"]
         else:
             form = form_of(first)
             if reason := whole_only(group.choice.block, form):
@@ -133,8 +136,10 @@ class Calibration:
     def __init__(self, graph: Graph, options: Options):
         self.graph, self.options, self.digest = graph, options, ""
         self.engine = ENGINES[options.engine](ready_model(graph))
-        optional = self.engine.inputs.keys() & self.engine.defaults.keys()
-        self.data = batches(options.data, self.engine.inputs, options.batch, options.labels, optional)
+        weights = {site.static.root.name for site in find_weights(graph) if site.static}
+        inputs = {name: declared for name, declared in self.engine.inputs.items() if name not in weights}
+        optional = inputs.keys() & self.engine.defaults.keys()
+        self.data = batches(options.data, inputs, options.batch, options.labels, optional)
         self.tasks: list[Task] = []
         self._stack, self._alive = ExitStack(), 0
 
@@ -248,9 +253,9 @@ class Calibration:
         direct = weights.direct(matrix, group)
         coded = checkpoint.load(task.number, direct) if checkpoint else None
         if coded is None:
-            inputs = self._inputs(task, step)
-            if not inputs.fit.rows:
-                self.walk.override(group, weights.finish(task.number, matrix, Coded(direct), DIRECT["unmet"]))
+            inputs, reason = self._inputs(task, step)
+            if reason:
+                self.walk.override(group, weights.finish(task.number, matrix, Coded(direct), reason))
                 return None
             coded = solve(matrix, direct, task.form, inputs, group.choice, weights.casting, self.workers)
             coded = replace(coded, seconds=time.perf_counter() - began)
@@ -259,9 +264,13 @@ class Calibration:
         self.walk.override(group, weights.finish(task.number, matrix, coded))
         return coded.errors
 
-    def _inputs(self, task: Task, step):
+    def _inputs(self, task: Task, step) -> tuple[Inputs | None, str]:
+        """(what the layer meets, "" or why its weight is cast directly)."""
         try:
-            return self.walk.inputs(task.form, step)
+            inputs = self.walk.inputs(task.form, step)
+            return inputs, "" if inputs.fit.rows else DIRECT["unmet"]
+        except StreamsPart:
+            return None, DIRECT["parted"]
         except InputError as error:
             site = task.form.site
             raise InputError(

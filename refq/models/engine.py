@@ -40,8 +40,8 @@ class Engine:
     """An ONNX model ready to run in numpy.
 
     `model` is a ModelProto, a path or a files.Source. A copy of it runs, `.model`: local functions inlined,
-    opsets below 14 raised; large tensors stay on disk. Raises InputError for what is not a model, an opset that cannot be raised, or an operator that
-    nothing here can run.
+    opsets below 14 raised; large tensors stay on disk. Raises InputError for what is not a model, an opset
+    that cannot be raised, or an operator that nothing here can run.
 
     To run it node by node, over several batches at once if need be:
 

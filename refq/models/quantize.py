@@ -97,7 +97,7 @@ def quantize_model(model_input, model_output=None, dtype="mxfp4", method="ed", c
         spool = stack.enter_context(Spool(model_output))
         weights = Weights(graph, resolved, plans, casting, spool)
         if run:
-            facts = {**settings, "rules": json.dumps(weights.choices), "labels": str(labels),
+            facts = {**settings, "rules": json.dumps(weights.choices),
                      "engine": engine}
             run.code(weights, checkpoint, checkpoint and facts_of(source, run.digest, facts), say, tell)
         else:

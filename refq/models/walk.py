@@ -35,6 +35,10 @@ class Inputs:
     held: GramStack
 
 
+class StreamsPart(Exception):
+    """A layer meets other rows in the quantised stream than in the float stream, as behind a NonZero."""
+
+
 class Walk:
     """The state of both streams.
 
@@ -252,8 +256,8 @@ class Walk:
         output = self.quantised.run_node(node, values)[node.output[0]] if form.needs_outputs else None
         theirs = form.inputs(_reader(node, values, self.quantised.constants), output)
         for x, hat in itertools.zip_longest(ours, theirs):
-            if x is None or hat is None:
-                raise InputError("the two streams have different numbers of rows")
+            if x is None or hat is None or x.shape != hat.shape:
+                raise StreamsPart
             yield x, hat
 
 
