@@ -79,7 +79,7 @@ def test_output_errors_at_the_edges():
 # -- totals --------------------------------------------------------------------------------------------------
 
 def test_a_shared_weight_counts_once():
-    both = made(row("a", shared=("b",)), row("b", shared=("a",)), row("c", bits=8.0, sqnr_db=40.0), SKIPPED)
+    both = made(row("a", shared=("b",)), row("b", shared=("a",), first=False), row("c", bits=8.0, sqnr_db=40.0), SKIPPED)
     assert [r.output for r in both.weights] == ["a", "c"] and both.quantised_parameters == 32
     assert both.average_bits == (4.25 + 8) / 2 and both.worst.output == "a"
     assert "shared with b" in both.table() and "shared with b" in both.to_html()
@@ -153,7 +153,7 @@ def test_text(full):
     lines = text.splitlines()
     assert lines[0].split()[:3] == ["layer", "op", "weight"] and max(map(len, lines)) <= 130
     assert sum("<- worst" in line for line in lines) == 1 and "skipped: a <reason>" in text
-    assert "14 of 15 layers quantised" in text
+    assert "27 of 28 layers quantised" in text
     worst = next(line for line in lines if "<- worst" in line).split()[0]
     assert any(line.startswith(f"{worst} (") and "hurts most" in line for line in lines)
 
@@ -175,7 +175,7 @@ def test_json_is_plain_and_keeps_its_schema(full):
     assert list(data["rows"][0]) == [
         "node", "op", "output", "tensor", "shape", "dtype", "status", "reason", "where", "reached", "axis",
         "method", "parameters", "bits", "stored_bits", "encoding", "sqnr_db", "saturated", "flushed",
-        "shared", "histogram", "errors"
+        "shared", "histogram", "errors", "first"
     ]
     assert list(data["rows"][0]["histogram"]) == ["low", "high", "before", "after"]
     assert {r["status"] for r in data["rows"]} == {"quantised", "skipped"}
@@ -185,7 +185,7 @@ def test_json_is_plain_and_keeps_its_schema(full):
 def test_the_page_stands_alone(full):
     html = full.to_html(extra_sections=[("More", "<p id='own'>own html</p>")])
     assert html.startswith("<!doctype html>") and "<p id='own'>own html</p>" in html
-    assert html.count("<figure>") == 14 and "a &lt;reason&gt;" in html
+    assert html.count("<figure>") == 27 and "a &lt;reason&gt;" in html
     stands_alone(html)
 
 
