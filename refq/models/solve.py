@@ -10,14 +10,14 @@ import numpy as np
 
 from refq.blocks.quantize import Quantized
 from refq.blocks.rows import Block
-from refq.diffusion.diffuse import diffuse_gram
-from refq.diffusion.stack import diffuse_stack
+from refq.diffusion.diffuse import Diffused, diffuse_gram
+from refq.diffusion.stack import DiffusedStack, diffuse_stack
 from refq.models.choices import Casting, Choice
 from refq.models.layers import Form, canonical
 from refq.models.walk import Inputs
 from refq.models.workers import Workers
 
-ROWS = 1024                 # of a matrix that are coded at a time
+ROWS = 2048                 # of a matrix that are coded at a time: fewer, and threads wait for each other
 FIELDS = ("codes", "scales", "zeros", "tables")
 
 
@@ -80,17 +80,17 @@ def solve(matrix: np.ndarray, direct: Quantized, form: Form, inputs: Inputs, cho
         part, w = task
         fit, held = inputs.fit[part.product], inputs.held[part.product]
         found = diffuse_gram(w, fit, held=held, errors=False, **settings)
-        return found.quantized, _errors(w, found, held)
-    total = Errors()
+        return part.where, found.quantized, _errors(w, found, held)
     many = [source[part.where].reshape(-1, form.columns) for part in pieces]
     if len(many) > 1 and [part.product for part in pieces] == list(range(form.products)) and _alike(many):
-        w = np.stack(many)
-        results = diffuse_stack(w, inputs.fit, held=inputs.held, **settings)
-        results = ((found.quantized, _errors(w[i], found, inputs.held[i])) for i, found in enumerate(results))
+        w = np.stack(many)                      # the parts in order are the whole
+        found = diffuse_stack(w, inputs.fit, held=inputs.held, errors=False, **settings)
+        results = [((...,), found.quantized, _errors(w, found, inputs.held))]
     else:
         results = workers.map(one, zip(pieces, many))
-    for part, (quantized, errors) in zip(pieces, results, strict=True):
-        made.put(part.where, quantized)
+    total = Errors()
+    for where, quantized, errors in results:
+        made.put(where, quantized)
         total += errors
     held = 0 if inputs.held is inputs.fit else inputs.held.rows
     return Coded(made.quantized(), total, inputs.fit.rows, held)
@@ -113,12 +113,13 @@ def _pieces(form: Form, block: Block):
             yield replace(part, where=(*part.where[:-1], slice(first, min(first + ROWS, stop))))
 
 
-def _errors(w: np.ndarray, found, held) -> Errors:
-    kept = min(found.held_error, found.held_rtn_error)
-    q = found.quantized.dequantize(np.float64)
-    w = w.astype(np.float64)
-    return Errors(held.signal(w), found.held_rtn_error, found.held_error, kept, held.local(w, q),
-                  held.inherited(w), 1, int(found.method != found.asked))
+def _errors(w: np.ndarray, found: Diffused | DiffusedStack, held) -> Errors:
+    w, q = w.astype(np.float64), found.quantized.dequantize(np.float64)
+    methods = found.methods if isinstance(found, DiffusedStack) else (found.method,)
+    asked, rtn = found.held_error, found.held_rtn_error
+    sums = held.signal(w), rtn, asked, np.minimum(asked, rtn), held.local(w, q), held.inherited(w)
+    return Errors(*(float(np.sum(part)) for part in sums), len(methods),
+                  sum(method != found.asked for method in methods))
 
 
 class _Assembly:
