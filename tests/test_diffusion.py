@@ -549,3 +549,13 @@ def test_the_search_is_the_default_for_a_reason(name, most):
     assert means["ed", "search"] < means["ed", "weights"] and means["ed", "search"] < most
     assert means["qronos", "search"] < means["qronos", "weights"] and means["qronos", "search"] < most
     assert all(ratio < 1 for values in ratios.values() for ratio in values)
+
+
+@pytest.mark.parametrize("name", ["mxfp4", "mxint8", "nvfp4", "int4", "uint4", "mx6", "nf4_t64", "cb42f1346",
+                                  "mxfp4_2of4", "b4int3", "hif4", "mxfp4_16x16"])
+def test_the_forms_agree_on_real_layers(name):
+    """Every family of data types on the convolutions of the example, both streams, on images."""
+    for w, x, x_hat, *_ in convolutions(name):
+        found, wanted = (diffuse(w, x[:500], x_hat[:500], name, form=form) for form in ("gram", "residual"))
+        assert_equal(found.quantized, wanted.quantized)
+        np.testing.assert_allclose(found.error, wanted.error, rtol=1e-9)
