@@ -203,7 +203,6 @@ class Grid:
         choices: the candidates; a line is (candidates, rows). first: the block's first column. Writes codes,
         and what they mean into room; may change the values. Lines are C-contiguous float64.
         """
-        shape = len(choices), self.rows
         steps = np.stack([c.steps for c in choices], axis=1)
         divisor = np.stack([c.divisor for c in choices], axis=1)
         dead = [np.zeros(self.rows, bool) if c.dead is None else c.dead for c in choices]

@@ -14,9 +14,9 @@ import numpy as np
 from refq.blocks.rows import Block
 from refq.errors import InputError
 from refq.models.choices import DEFAULT, Choice, Group, grouped
+from refq.models.engine import key_of
 from refq.models.export import restored
 from refq.models.graph import Graph
-from refq.models.walk import key_of
 from refq.models.weights import read_weight
 
 
@@ -112,7 +112,7 @@ def _measured(groups: list[Group], candidates, graph: Graph, run, casting, tell)
         matrix = read_weight(graph, site)
         for block in candidates if group.choice.origin == DEFAULT else [group.choice.block]:
             tell(done, len(groups), f"sensitivity of {group.name}: {block.name}")
-            axis = site.view.axes(site.stored_shape) if isinstance(block.tile, tuple) else site.view.axis
+            axis = site.tile_axis(block)
             if axis is None:                            # tiles of two dimensions, a weight of one
                 continue
             q = casting(matrix, block, axis)

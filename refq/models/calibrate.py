@@ -21,13 +21,13 @@ from refq.models.checkpoint import Checkpoint
 from refq.models.choices import Group
 from refq.models.compare import Comparer, Comparison
 from refq.models.data import batches
-from refq.models.engine import ENGINES, Engine
+from refq.models.engine import ENGINES, Engine, key_of
 from refq.models.figures import size
 from refq.models.graph import Graph, Use
 from refq.models.layers import Form, form_of
 from refq.models.solve import ROWS, Coded, Errors, solve, whole_only
 from refq.models.store import Store
-from refq.models.walk import FLOAT, HAT, SMALL, Inputs, StreamsPart, Walk, key_of
+from refq.models.walk import FLOAT, HAT, SMALL, Inputs, StreamsPart, Walk
 from refq.models.weights import RECURRENT, find_weights
 from refq.models.workers import Workers, give_back_memory
 

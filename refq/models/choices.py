@@ -138,7 +138,7 @@ def _refusal(site: WeightSite, choice: Choice) -> str:
         return ""
     if choice.block is None:
         return "kept float" if choice.origin == DEFAULT else f"kept float by {choice.origin!r}"
-    if isinstance(choice.block.tile, tuple) and site.view.axes(site.stored_shape) is None:
+    if site.tile_axis(choice.block) is None:
         return f"{choice.block.name} has tiles of two dimensions, its weight has one"
     return ""
 

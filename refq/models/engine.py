@@ -129,12 +129,12 @@ class Engine:
             evaluator = _Evaluator(bare, new_ops=list(OPS))
         except (NotImplementedError, RuntimeError, TypeError, ValueError) as error:
             raise InputError(f"the model cannot run in numpy: {_unknown(self.model) or error}") from error
-        self._operators = {_key(operator.onnx_node): operator for operator in evaluator.rt_nodes_}
+        self._operators = {key_of(operator.onnx_node): operator for operator in evaluator.rt_nodes_}
         stored = {tensor.name: array_of(tensor, self.directory) for tensor in self.model.graph.initializer}
         return evaluator.rt_inits_ | stored
 
     def _run(self, node, values):
-        return _run_operator(self._operators[_key(node)], values)
+        return _run_operator(self._operators[key_of(node)], values)
 
 
 class OnnxRuntime(Engine):
@@ -186,7 +186,7 @@ class OnnxRuntime(Engine):
         stored = {name for name, array in arrays.items() if _is_small(array)}
         inputs = [onnx.ValueInfoProto(name=name, type=_type_of(array))
                   for name, array in arrays.items() if name not in stored]
-        key = (_key(node), *(value.SerializeToString() for value in inputs))
+        key = (key_of(node), *(value.SerializeToString() for value in inputs))
         session = self._sessions.get(key)
         if session is None or stored:
             graph = onnx.helper.make_graph(
@@ -353,10 +353,10 @@ class _Evaluator(ReferenceEvaluator):
 
     @cached_property
     def _program(self):
-        operators = {_key(operator.onnx_node): operator for operator in self.rt_nodes_}
+        operators = {key_of(operator.onnx_node): operator for operator in self.rt_nodes_}
 
         def run(node, values):
-            return _run_operator(operators[_key(node)], values)
+            return _run_operator(operators[key_of(node)], values)
 
         weights = {name: array for name, array in self.rt_inits_.items() if name not in self.input_names}
         constants, nodes = _fold([operator.onnx_node for operator in self.rt_nodes_], weights, run)
@@ -450,13 +450,13 @@ def _protect(arrays):
             array.flags.writeable = False
 
 
-def _key(node):
+def key_of(node):
     """A node's first output that is not left out: unique in its graph."""
     return next(filter(None, node.output), "")
 
 
 def _title(node):
-    return f"node {node.name or _key(node)!r} ({node.op_type})"
+    return f"node {node.name or key_of(node)!r} ({node.op_type})"
 
 
 def _nothing_makes(node, name):

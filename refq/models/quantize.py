@@ -217,9 +217,8 @@ class Weights:
 
     def direct(self, matrix: np.ndarray, group: Group) -> Quantized:
         """The direct cast of a group's matrix."""
-        site, flat = group.first, not isinstance(group.choice.block.tile, tuple)
-        axis = site.view.axis if flat else site.view.axes(site.stored_shape)
-        return self.casting(matrix, group.choice.block, axis)
+        block = group.choice.block
+        return self.casting(matrix, block, group.first.tile_axis(block))
 
     def cast(self, number: int, reason: str = ""):
         """Cast a group directly; as `finish`."""

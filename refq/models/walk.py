@@ -14,9 +14,8 @@ import numpy as np
 from onnx import NodeProto
 
 from refq.diffusion.stack import GramStack
-from refq.errors import InputError
 from refq.models.choices import Group
-from refq.models.engine import Engine, Step
+from refq.models.engine import Engine, Step, key_of
 from refq.models.layers import Form
 from refq.models.store import Store
 from refq.models.workers import Workers
@@ -267,11 +266,6 @@ def _reader(node: NodeProto, values: dict, constants):
         name = node.input[number] if number < len(node.input) else ""
         return None if not name else values[name] if name in values else constants[name]
     return read
-
-
-def key_of(node: NodeProto) -> str:
-    """A node's first output that is not left out."""
-    return next(filter(None, node.output), "")
 
 
 def _changed(engine: Engine, other: Engine) -> set[str]:

@@ -186,6 +186,11 @@ class WeightSite:
         turn = self.turn_to(other)
         return array.transpose(turn) if turn else array
 
+    def tile_axis(self, block) -> int | tuple[int, int] | None:
+        """The axis of the matrix that tiles of a data type (refq.blocks.rows.Block) run along, or the pair
+        (cross, along); None where tiles of two dimensions have no second axis to lie on."""
+        return self.view.axes(self.stored_shape) if isinstance(block.tile, tuple) else self.view.axis
+
     @property
     def names(self) -> frozenset[str]:
         """Every name by which patterns find the site."""
